@@ -70,7 +70,7 @@ southeast = '\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff' # Thai, Lao, Burmese, Khme
 indic = '\u0900-\u0dff' # Their vowels are marks and no letters
 letter = rf'[^\W\d_{han}{hangul}{hiragana}{katakana}{southeast}]'
 token = re.compile(r'[a-z]+(?![^\W_]|[+#])|' # Plain words first, for speed
-    rf'(?:{letter}|[{indic}])+(?:(?<!{letter}{{4}})\d(?:{letter}|\d)*)?[+#]*|' # mp3 and c++, but "Rays1" is Rays and a footnote
+    rf'(?:{letter}|[{indic}])+(?:(?<!{letter}{{4}})\d(?:{letter}|\d)*)?[+#]*|' # mp3, c++; but "Rays1" has a footnote
     r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)*(?:(?:st|nd|rd|th|s)(?![a-z]))?|'
     rf'[{han}]+|[{hangul}]+|[{hiragana}]+|[{katakana}]+|[{southeast}]+')
 spaceless = re.compile(f'[{han}{hiragana}{southeast}]')
@@ -151,7 +151,7 @@ def may_end(
     if not rest: return True
     if spaceless.match(run[-1]): return len(run) > 1
     if re.match(f'[{hangul}]', run[-1]): return bool(particle.fullmatch(rest))
-    return last > 3 and run[-1].isalpha() and bool(ending.fullmatch(rest))
+    return last > 3 and bool(ending.fullmatch(rest))
 
 def stands(
     run:str, # The words of an answer in one piece

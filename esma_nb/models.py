@@ -13,6 +13,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 import torch
+from safetensors import SafetensorError
 from .runs import whole,write_json
 
 # %% ../nbs/20_models.ipynb #5ca39d52
@@ -121,7 +122,8 @@ def save_model(
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that somebody else keeps whole
     mine = dict(model.named_parameters()) | dict(model.named_buffers())
     state = {n: t for n,t in model.state_dict().items() if n in mine} | (weights or {})
-    model.save_pretrained(folder, state_dict=state)
+    try: model.save_pretrained(folder, state_dict=state)
+    except SafetensorError as e: raise OSError(str(e)) from e
     tokenizer.save_pretrained(folder)
     config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     dtype = str(next(iter((weights or state).values())).dtype).removeprefix('torch.')

@@ -16,8 +16,9 @@ class Team:
     def __init__(self,
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
     ):
+        import torch
         from accelerate import PartialState
-        self.state = PartialState(cpu=cpu)
+        self.state = PartialState(cpu=cpu or not torch.accelerator.is_available())
         self.rank,self.size,self.main = self.state.process_index,self.state.num_processes,self.state.is_main_process
 
     def gather(self, items:list)->list: # Everybody's items, those of process 0 first

@@ -219,7 +219,7 @@ def summary(self:Run, digest:str)->dict: # What is written
 def go(self:Run)->dict: # What `summary.json` holds; None in a helping process
     "Measure, train, measure, save; whatever is already on disk is taken from there."
     from tqdm import tqdm
-    from esma_nb.journal import patient_interrupt,prune
+    from esma_nb.journal import Stop,patient_interrupt,prune
     total,every,keep = (self.args[k] for k in ('num_iterations', 'evaluate_interval', 'model_save_interval'))
     with patient_interrupt() as self.stop:
         try:
@@ -246,19 +246,24 @@ def go(self:Run)->dict: # What `summary.json` holds; None in a helping process
 may_change = ('num_iterations', 'batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints', 'noise_memory', 'device')
 
 def prepare(args:dict, out:Path, team, log): # A `Run`, or None where there is nothing left to do
-    "Load what a run needs, and claim its folder."
+    "Load what a run needs, try it on one question, and only then claim its folder."
     from esma_nb.datasets import train_and_held_out
-    from esma_nb.models import load_model
+    from esma_nb.models import encode,find_model,load_model
+    find_model(args['model'])
     rows,val,counts = train_and_held_out(*(args[k] for k in ('dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed')))
     if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'])
     if args['num_data_per_iteration']>len(rows):
         raise ValueError(f"{args['num_data_per_iteration']} questions an iteration, but {args['dataset']} has {len(rows)} to train on: lower --num_data_per_iteration")
-    if team.main: open_run(out, args, may_change, counts=counts)
-    team.wait()
+    def claim_folder(): return open_run(out, args, may_change, counts=counts) if team.main else None
+    if team.tell((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{out}: {' '.join(f'{k}={v}' for k,v in args.items() if v is not None)}")
     if finished(out, args): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
     device = args['device'] if args['device']!='auto' else str(team.state.device)
-    return Run(args, out, *load_model(args['model'], 'float32', device), rows, val, team, log)
+    run = Run(args, out, *load_model(args['model'], 'float32', device), rows, val, team, log)
+    encode(run.tokenizer, [run.claim.direct(rows[0]['question'])])
+    claim_folder()
+    team.wait()
+    return run
 
 def finished(out:Path, args:dict)->bool:
     "Has the run in `out` done all of its iterations?"

@@ -1,0 +1,138 @@
+"Whole commands: kills, several processes, interrupts, full disks, bad input. What is a lesson stands on the pages."
+import json,os,shutil,signal,subprocess,sys,time
+from pathlib import Path
+import pytest
+
+BIN = Path(sys.executable).parent
+TINY = '--num_iterations 4 --population_size 4 --num_data_per_iteration 16 --num-val-samples 40 --seed 5'.split()
+ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+
+def train(out, *words, **kw):
+    "Run `esma_nb_train` to its end."
+    return subprocess.run([BIN/'esma_nb_train', *TINY, '--output_dir', out, *map(str, words)], capture_output=True, text=True, env=ENV, **kw)
+
+def start(out, *words):
+    return subprocess.Popen([BIN/'esma_nb_train', *TINY, '--output_dir', out, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+
+def lines(out): return (out/'journal.jsonl').read_text().count('\n') if (out/'journal.jsonl').exists() else 0
+
+def wait_for(out, n, process):
+    "Until the journal has `n` lines."
+    while lines(out)<n and process.poll() is None: time.sleep(.002)
+
+def digest(out): return json.loads((out/'summary.json').read_text())['model_sha256']
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')/'run'
+    assert train(out).returncode==0
+    return out
+
+def test_the_final_model_is_a_model(whole):
+    from transformers import AutoModelForCausalLM,AutoTokenizer
+    from esma_nb.evolution import Master,fingerprint
+    model = AutoModelForCausalLM.from_pretrained(whole/'model')
+    assert AutoTokenizer.from_pretrained(whole/'model').chat_template
+    assert fingerprint(Master(model).state())==digest(whole)
+
+@pytest.mark.parametrize('n', [0, 1, 2, 3])
+def test_killed_in_any_iteration_and_started_again(whole, tmp_path, n):
+    out = tmp_path/'run'
+    p = start(out)
+    wait_for(out, n, p)
+    time.sleep(.05*n)
+    p.kill(), p.communicate()
+    assert train(out).returncode==0
+    assert digest(out)==digest(whole)
+
+def test_killed_between_checkpoints(whole, tmp_path):
+    out = tmp_path/'run'
+    p = start(out, '--model_save_interval', '2')
+    wait_for(out, 3, p)
+    p.kill(), p.communicate()
+    assert (out/'checkpoints'/'iter000002').is_dir()
+    with open(out/'checkpoints'/'iter000002'/'model.safetensors', 'r+b') as f: f.truncate(1000)
+    done = train(out, '--model_save_interval', 2)
+    assert 'iter000002/model.safetensors is truncated or was changed: going back' in done.stdout
+    assert digest(out)==digest(whole)
+
+def test_interrupted_politely(whole, tmp_path):
+    out = tmp_path/'run'
+    p = start(out)
+    wait_for(out, 2, p)
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate()
+    assert p.returncode==130 and 'the same command goes on from there' in err and err.count('\n')==1
+    assert list((out/'checkpoints').glob('iter*'))
+    assert train(out).returncode==0
+    assert digest(out)==digest(whole)
+
+def test_two_processes_and_one(whole, tmp_path):
+    out = tmp_path/'run'
+    subprocess.run([BIN/'torchrun', '--nproc_per_node', '2', '-m', 'esma_nb.training', *TINY, '--output_dir', out], check=True, env=ENV)
+    assert digest(out)==digest(whole)
+    assert len((out/'records'/'before.jsonl').read_text().splitlines())==40
+
+def test_batch_size_and_threads_do_not_matter(whole, tmp_path):
+    out = tmp_path/'run'
+    assert subprocess.run([BIN/'esma_nb_train', *TINY, '--output_dir', out, '--batch_size', '7'], env=dict(ENV, OMP_NUM_THREADS='2')).returncode==0
+    assert digest(out)==digest(whole)
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/limits') or os.geteuid()==0 and shutil.which('prlimit') is None, reason='needs prlimit')
+def test_a_full_disk_loses_nothing(whole, tmp_path):
+    "A limit on the size of files stands in for the disk: the model does not fit, the journal does."
+    import resource
+    out = tmp_path/'run'
+    def small(): resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    done = train(out, preexec_fn=small)
+    assert done.returncode==2 and done.stderr.count('\n')==1 and 'space' in done.stderr, done.stderr
+    assert lines(out)==4 and not (out/'model').exists() and not list(out.glob('.*draft'))
+    assert train(out).returncode==0
+    assert digest(out)==digest(whole)
+
+@pytest.mark.parametrize('words,says', [
+    (['--model', './nowhere'], 'there is no ./nowhere'),
+    (['--dataset', 'trivia'], "no dataset 'trivia'"),
+    (['--lang', 'tlh'], 'pick one of en'),
+    (['--reward-type', 'fame'], 'esma, correct, alignment'),
+    (['--population-size', '1'], 'nobody to compare with'),
+    (['--population-size', '5'], 'even number'),
+    (['--sigma', '0'], 'above 0'),
+    (['--num_data_per_iteration', '100000'], 'lower --num_data_per_iteration'),
+    (['--dataset', 'no.jsonl'], 'no.jsonl'),
+    (['--seeed', '1'], 'unrecognized arguments')])
+def test_a_mistake_is_one_line_and_leaves_nothing(words, says, tmp_path):
+    done = train(tmp_path/'run', *words)
+    assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1, done.stderr
+    assert not (tmp_path/'run').exists()
+
+def test_a_folder_of_another_run_is_refused(whole):
+    done = train(whole, '--seed', 6)
+    assert done.returncode==2 and 'seed=5 (now 6)' in done.stderr and done.stderr.count('\n')==1
+
+def test_a_broken_file_names_its_line(tmp_path):
+    bad = tmp_path/'mine.jsonl'
+    bad.write_text('{"question": "a?", "answers": ["b"]}\n{"question": "c?", "answ\n')
+    done = train(tmp_path/'run', '--dataset', bad)
+    assert done.returncode==2 and 'line 2' in done.stderr and done.stderr.count('\n')==1
+    bad.write_text('')
+    done = train(tmp_path/'run', '--dataset', bad)
+    assert done.returncode==2 and 'mine.jsonl' in done.stderr and done.stderr.count('\n')==1
+
+def test_no_chat_template(whole, tmp_path):
+    plain = tmp_path/'plain'
+    shutil.copytree(whole/'model', plain)
+    (plain/'chat_template.jinja').unlink()
+    done = train(tmp_path/'run', '--model', plain, '--dataset', 'demo')
+    assert done.returncode==2 and 'no chat template' in done.stderr and done.stderr.count('\n')==1
+
+def test_help_loads_nothing_heavy():
+    code = "import sys, esma_nb.training; print([m for m in ('torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip()=='[]'
+
+def test_one_process_of_accelerate_says_so(tmp_path):
+    done = train(tmp_path/'run', '--num_iterations', 1)
+    assert 'torchrun' not in done.stdout
+    env = dict(ENV, ACCELERATE_MIXED_PRECISION='no')
+    again = subprocess.run([BIN/'esma_nb_train', *TINY, '--num_iterations', '1', '--output_dir', tmp_path/'run'], capture_output=True, text=True, env=env)
+    assert 'torchrun --nproc_per_node N' in again.stdout
