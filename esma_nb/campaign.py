@@ -17,7 +17,8 @@ from .metrics import MetaScores
 from .rewards import reward_named
 from .runs import append_lines,read_lines,whole,write_json
 from .rows import sample_rows
-from .evaluation import claims,columns,evaluate,evaluate_into,load_records,scores
+from .claims import claim_named
+from .evaluation import columns,evaluate,evaluate_into,load_records,scores
 
 # %% ../nbs/41c_campaign.ipynb #f232378b
 def outcome(
@@ -94,7 +95,8 @@ class Campaign:
         from esma_nb.models import pick_dtype
         from esma_nb.noise import direction,remember
         a = self.args
-        self.claim,self.match,self.reward = claims['meta'](a['lang'], a['max_new_tokens'], a['chat']),matchers['words'],reward_named(a['reward_type'])
+        self.claim = claim_named('meta', **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
+        self.match,self.reward = matchers['words'],reward_named(a['reward_type'])
         self.master = Master(self.model, noise=remember(direction, a['noise_memory']*1e9))
         self.model.to(pick_dtype(a['dtype'], self.model.device))
         self.master.write()
