@@ -18,8 +18,8 @@ from .evaluation import load_records,scores
 
 # %% ../nbs/42_training.ipynb #cf48d099
 recipes = dict(
-    demo=dict(dataset='demo', sigma=0.01, alpha=0.01, num_iterations=12, population_size=32,
-        num_data_per_iteration=96, num_val_samples=400),
+    demo=dict(dataset='demo', sigma=0.01, alpha=0.02, num_iterations=16, population_size=32,
+        num_data_per_iteration=96, num_val_samples=490),
     paper=dict(dataset='trivia_qa', sigma=1e-3, alpha=5e-4, num_iterations=300, population_size=32,
         num_data_per_iteration=256, num_val_samples=1000))
 
@@ -86,11 +86,11 @@ def train(
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # Train on so many questions only, drawn by the seed; default: all
-    num_val_samples:int=None, # Questions held out to measure on; default: 400 for demo, else 1000
+    num_val_samples:int=None, # Questions held out to measure on; default: 490 for demo, else 1000
     reward_type:str='esma', # esma, correct, alignment, balanced, brier, log, or a payoff such as 2,1,1,0
     sigma:float=None, # How far a member stands from the master; default: 0.01 for demo, else 0.001
-    alpha:float=None, # Step size; default: 0.01 for demo, else 0.0005
-    num_iterations:int=None, # Steps; default: 12 for demo, else 300
+    alpha:float=None, # Step size; default: 0.02 for demo, else 0.0005
+    num_iterations:int=None, # Steps; default: 16 for demo, else 300
     population_size:int=None, # Members an iteration; default: 32
     num_data_per_iteration:int=None, # Questions every member answers; default: 96 for demo, else 256
     mirrored:bool=True, # Two members a direction, one each way; the paper has none

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-TINY = '--num_iterations 4 --population_size 4 --num_data_per_iteration 16 --num-val-samples 40 --seed 5'.split()
+TINY = '--num_iterations 4 --sigma .04 --population_size 4 --num_data_per_iteration 16 --num-val-samples 40 --seed 5'.split()
 ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
 
 def train(out, *words, **kw):
@@ -26,6 +26,7 @@ def digest(out): return json.loads((out/'summary.json').read_text())['model_sha2
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp('whole')/'run'
     assert train(out).returncode==0
+    assert all(any(json.loads(l)['coefficients']) for l in (out/'journal.jsonl').open()), 'a run in which nothing moves proves nothing'
     return out
 
 def test_the_final_model_is_a_model(whole):
