@@ -93,11 +93,10 @@ class Campaign:
         from esma_nb.evolution import Master
         from esma_nb.generation import local_ask
         from esma_nb.models import pick_dtype
-        from esma_nb.noise import direction,remember
         a = self.args
         self.claim = claim_named('meta', **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
         self.match,self.reward = matchers['words'],reward_named(a['reward_type'])
-        self.master = Master(self.model, noise=remember(direction, a['noise_memory']*1e9))
+        self.master = Master(self.model)
         self.model.to(pick_dtype(a['dtype'], self.model.device))
         self.master.write()
         self.ask = local_ask(self.model, self.tokenizer, 2*a['batch_size'], a['max_input_length'])
@@ -147,8 +146,10 @@ def agree(self:Campaign)->str: # sha256 of the weights
 @patch
 def advance(self:Campaign)->dict: # The metrics' line
     "One iteration: ask its questions of every member, take a step, and write it down."
+    from esma_nb.noise import direction,remember
     from esma_nb.population import iterate
     a,t = self.args,self.done
+    self.master.noise = remember(direction, a['noise_memory']*1e9)
     asking = sample_rows(self.rows, a['num_data_per_iteration'], f"{a['seed']}/{t}")
     def score(): return outcome(evaluate(self.ask, asking, self.claim, self.match), self.reward, a['max_new_tokens'])
     line,outcomes,phases = iterate(self.master, t, a, score, self.team, self.between)
