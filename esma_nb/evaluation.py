@@ -124,7 +124,7 @@ def record_files(
     "Where the records of `run` are."
     run = Path(run)
     if run.is_file(): return {run.stem: run}
-    found = sorted((run/'records').glob('*.jsonl'), key=lambda p: (p.stem!='before', p.stem=='after', p.stem))
+    found = sorted((run/'records').glob('[!.]*.jsonl'), key=lambda p: (p.stem!='before', p.stem=='after', p.stem))
     if not found: raise ValueError(f"{run} holds no records/*.jsonl: name the --output_dir of esma_nb_eval or esma_nb_train, or a file of records")
     return {p.stem: p for p in found}
 
