@@ -18,6 +18,8 @@ def parser_of(
 ): # An `argparse.ArgumentParser`
     "The command line that `f`'s signature describes; its errors are one line and exit status 2."
     p = anno_parser(f, prog)
+    for a in p._actions:
+        if a.type is list: a.type,a.nargs = None,'+'
     p.add_argument('--debug', action='store_true', help='Show the traceback of an error')
     p.error = lambda message: fail(p.prog, f'{message} (--help lists the options)')
     return p

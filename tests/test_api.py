@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         if mood=='busy': return error(429, 'Slow down', **{'Retry-After': '0.05'})
         if mood=='wait': return error(429, 'Slow down', **{'Retry-After': '1'})
         if mood=='down': return error(500, 'Oops')
-        if mood=='slow': time.sleep(2)
+        if mood=='slow': time.sleep(4)
         if mood=='broken': return self.say(200, '{"choices": [{"message": {"content": "Yes')
         if mood=='odd': return self.say(200, json.dumps(dict(error=dict(message='upstream'), auth=key)))
         if mood=='dropped': return self.hang_up()
@@ -99,9 +99,9 @@ def questions(tmp_path):
 
 def command(server, questions, *more):
     return [str(w) for w in (sys.executable, '-m', 'esma_nb.remote', '--model', 'unkind', '--base_url', server.url, '--key-env', 'MY_KEY',
-        '--dataset', questions, '--timeout', '1', '--output_dir', questions.parent/'run', *more)]
+        '--dataset', questions, '--timeout', '2', '--output_dir', questions.parent/'run', *more)]
 
-def run(*words): return subprocess.run(words, capture_output=True, text=True, env=ENV, timeout=120)
+def run(*words): return subprocess.run(words, capture_output=True, text=True, env=ENV, timeout=600)
 
 def whole_lines(path): return [json.loads(l) for l in path.read_bytes().split(b'\n')[:-1]] if path.exists() else []
 
@@ -123,7 +123,7 @@ def test_killed_five_times(serve, questions):
     for kill in range(5):
         log = open(questions.parent/f'log{kill}.txt', 'w+')
         p = subprocess.Popen(command(server, questions), stdout=log, stderr=log, env=ENV)
-        start,end = len(server.seen),time.monotonic()+30
+        start,end = len(server.seen),time.monotonic()+200
         while p.poll() is None and len(whole_lines(path))<7*(kill+1) and time.monotonic()<end: time.sleep(.01)
         p.send_signal(signal.SIGKILL)
         p.wait()
@@ -158,13 +158,13 @@ def test_what_nobody_can_mend_stops_at_once(serve, questions):
     for mood,says in [((401, 'Incorrect key'), 'right key'), ((404, 'No such model'), '--model'), ((400, 'model `unkind` does not exist'), 'not exist'),
             ((429, 'insufficient_quota'), 'quota'), ((400, 'temperature is not for me, nor is anything else'), None)]:
         server = serve(lambda *_: mood)
-        done = run(*command(server, questions))
-        last = [l for l in done.stderr.splitlines() if 'openai' not in l.lower() or 'remote' in l][-1]
+        done = run(*command(server, questions, '--output_dir', questions.parent/f'run{server.server_port}'))
+        last = done.stderr.splitlines()[-1]
         assert done.returncode==2 and 'Traceback' not in done.stderr, done.stderr[-800:]
         assert says is None or says in last, last
         assert len(server.seen)<=(1 if says else 25)
         nowhere(questions.parent, done.stdout, done.stderr)
-    traceback = run(*command(serve(lambda *_: (401, 'Incorrect key')), questions, '--debug'))
+    traceback = run(*command(serve(lambda *_: (401, 'Incorrect key')), questions, '--debug', '--output_dir', questions.parent/'debug'))
     assert 'Traceback' in traceback.stderr
     nowhere(questions.parent, traceback.stdout, traceback.stderr)
 
@@ -182,7 +182,7 @@ def test_mistakes_are_one_line(questions):
     for more,env,says in [([], dict(quiet, MY_KEY='sk-with a-blank'), 'holds blanks'), (['--price', 'dear'], quiet, '0.15,0.60'), (['--max_cost', '1'], quiet, '--price'),
             (['--base_url', 'ftp:/x'], quiet, 'no address'), (['--base_url', 'https://127.0.0.2/v1', '--key_env', 'NONESUCH'], quiet, 'NONESUCH'),
             (['--base_url', 'http://127.0.0.2/v1'], quiet, 'unencrypted'), (['--claim', 'gut'], quiet, 'choose one of'), (['--max_cost', '0', '--price', '1,1'], quiet, 'buys no question')]:
-        done = subprocess.run(command(server, questions, *more), capture_output=True, text=True, env=env, timeout=60)
+        done = subprocess.run(command(server, questions, *more), capture_output=True, text=True, env=env, timeout=600)
         assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1, (more, done.stderr)
         assert 'a-blank' not in done.stderr and KEY not in done.stderr
     assert not server.seen
@@ -195,20 +195,22 @@ def test_budget_and_interruption(serve, questions):
     summary = json.loads((questions.parent/'run'/'summary.json').read_text())
     assert done.returncode==0 and 0<summary['usage']['dollars']<=2 and 0<summary['left']<N, done.stderr[-500:]
     assert summary['usage']['dollars']==pytest.approx(.106*len(whole_lines(path)))
+    assert run(*words, '--max_cost', '2').returncode==0
+    assert json.loads((questions.parent/'run'/'summary.json').read_text())['usage']['dollars']<=2
     asked = len(server.seen)
-    assert run(*words, '--max_cost', '2').returncode==0 and len(server.seen)==asked
-    server.mood = lambda *_: time.sleep(.05) or 'fine'
-    p = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    server.mood = lambda *_: time.sleep(1) or 'fine'
+    p = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # Jobs in the background ignore it
     while p.poll() is None and len(server.seen)<asked+4: time.sleep(.01)
     p.send_signal(signal.SIGINT)
-    _,err = p.communicate(timeout=30)
+    _,err = p.communicate(timeout=300)
     assert p.returncode==130 and 'the same command goes on from there' in err.splitlines()[-1], err[-500:]
     assert 'never retrieved' not in err and 'was destroyed' not in err
     assert run(*words).returncode==0 and len(whole_lines(path))==N
     check(whole_lines(path))
 
 def test_time_is_up(serve, questions):
-    done = run(*command(serve(lambda *_: time.sleep(.2) or 'fine'), questions, '--concurrency', '1', '--max_minutes', '0.03'))
+    done = run(*command(serve(lambda *_: time.sleep(.5) or 'fine'), questions, '--concurrency', '1', '--max_minutes', '.1'))
     assert done.returncode==0 and 'the budget left out' in done.stdout, done.stderr[-500:]
 
 def ask(server, prompts, **how):

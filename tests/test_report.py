@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from esma_nb.evaluation import Record
-from esma_nb.report import page,pictures,read_runs,report
+from esma_nb.report import page,read_runs,report
 from esma_nb.runs import append_lines,write_json
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
