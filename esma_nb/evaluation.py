@@ -172,7 +172,7 @@ def evaluate_run(path, ask, rows, claim, match, batch_size): # `evaluate_into` w
     with tqdm(total=len(rows), unit='question', disable=None) as bar:
         try: return evaluate_into(path, ask, rows, claim, match, batch_size, lambda done: bar.update(done-bar.n))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{bar.n} of {len(rows)} questions are done; the same command goes on from there") from None
+            raise KeyboardInterrupt(f"{len(read_lines(path))} of {len(rows)} questions are done; the same command goes on from there") from None
 
 # %% ../nbs/30_evaluation.ipynb #8b9f5e2a
 @command

@@ -18,6 +18,7 @@ def test_interrupted_and_continued(tmp_path):
     _,err = p.communicate()
     assert p.returncode==130 and 'the same command goes on from there' in err and err.count('\n')==1, err
     early = path.read_text()
+    assert f"{early.count(chr(10))} of 200 questions are done" in err
     assert 50<=early.count('\n')<200
     done = run(*words)
     assert done.returncode==0, done.stderr
