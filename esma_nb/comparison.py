@@ -40,7 +40,7 @@ def compared(
     runs:dict, # Two lists of `Record` or more, by name
     wordings:dict={}, # Further runs of the last one's model, under other prompts
     reversed:list=None, # And under the reversed prompt
-    seed:int=0, # Names all draws
+    seed:int=0, # Names the shuffles and the folds of the controls
 )->Comparison:
     "Set every run against the first one, and put the last one to the controls."
     if len(runs)<2: raise ValueError(f"{len(runs)} run: two or more can be compared")
@@ -50,7 +50,7 @@ def compared(
     tests = controls(rows[others[-1]], {k: rows[k] for k in runs if k!=others[-1]},
         {k: rows[f'wording {k}'] for k in wordings}, rows.get('the reversed prompt'), seed)
     return Comparison(first, counts, last=others[-1], controls=tests,
-        differences={k: differences(cols[first], cols[k], seed=seed) for k in others},
+        differences={k: differences(cols[first], cols[k]) for k in others},
         accuracy={k: mcnemar(cols[first]['correct'], cols[k]['correct']) for k in others},
         unparsed={k: sum(y is None for y in c['yes']) for k,c in cols.items()},
         notes=[f'{k}: some count is below 5, or it says nearly always the same: read the AUROC before the d′'
@@ -128,7 +128,7 @@ def compare(
     wordings:list=None, # Runs of the last one's model under other wordings of the meta prompt
     reversed:str=None, # Its run under the reversed wording
     matcher:str=None, # Judge all answers anew: words, substring or exact
-    seed:int=0, # Names the draws of the intervals
+    seed:int=0, # Names the shuffles and the folds of the controls
     json:str=None, # File to write everything to
     csv:str=None, # File to write the numbers to, one line each
 ):

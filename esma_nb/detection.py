@@ -80,7 +80,7 @@ def criterion(counts): # 0 is neutral, positive holds back, negative claims free
 def phi(counts): # From -1 to 1; NaN when all answers, or all claims, are alike
     "The correlation of the two bits (Pearson; Yule 1912)."
     yr,nr,yw,nw = shares(counts)
-    with np.errstate(invalid='ignore'): return (yr*nw - nr*yw) / np.sqrt((yr+nr)*(yw+nw)*(yr+yw)*(nr+nw))
+    with np.errstate(invalid='ignore', divide='ignore'): return (yr*nw - nr*yw) / np.sqrt((yr+nr)*(yw+nw)*(yr+yw)*(nr+nw))
 
 # %% ../nbs/01b_detection.ipynb #6557379b
 def entropy(*parts): # Bits, of shares that need not add up to 1
@@ -93,7 +93,7 @@ def meta_information(counts)->tuple: # `(meta_i, meta_i_r2)`; both NaN where dâ€
     n,there = yr+nr+yw+nw,entropy(yr+nr, yw+nw)
     told = there + entropy(yr+yw, nr+nw) - entropy(yr, nr, yw, nw)
     chance = np.where(np.min([yr, nr, yw, nw], 0) > 0, 1/(2*np.maximum(n, 1)*log(2)), 0)
-    with np.errstate(invalid='ignore'): return np.where(there>0, told-chance, np.nan),told/there
+    with np.errstate(invalid='ignore', divide='ignore'): return np.where(there>0, told-chance, np.nan),told/there
 
 # %% ../nbs/01b_detection.ipynb #4c610771
 def claimed(counts)->dict: # By name, an array or a number
