@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'readings', 'Record', 'record', 'evaluate', 'columns', 'scores', 'load_records', 'evaluate_into',
-           'record_files', 'rematch', 'in_words', 'pick', 'choices', 'differs', 'report', 'evaluate_run', 'eval_model',
+           'record_files', 'rematch', 'in_words', 'pick', 'choices', 'differs', 'report', 'with_bar', 'eval_model',
            'score']
 
 # %% ../nbs/30_evaluation.ipynb #16a7af70
@@ -167,12 +167,12 @@ def report(run, match=None): # What `esma_nb_eval` and `esma_nb_score` print
         if match: records = rematch(records, match)
         print(f"\n{name}: {in_words(records)}{f'; {differs(made)}' if made else ''}\n\n{scores(records)._repr_markdown_()}")
 
-def evaluate_run(path, ask, rows, claim, match, batch_size): # `evaluate_into` with a progress bar and a word for whoever interrupts
+def with_bar(path, total, work): # What `work` makes of a progress bar, and a word for whoever interrupts
     from tqdm import tqdm
-    with tqdm(total=len(rows), unit='question', disable=None) as bar:
-        try: return evaluate_into(path, ask, rows, claim, match, batch_size, lambda done: bar.update(done-bar.n))
+    with tqdm(total=total, unit='question', disable=None) as bar:
+        try: return work(bar)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{len(read_lines(path))} of {len(rows)} questions are done; the same command goes on from there") from None
+            raise KeyboardInterrupt(f"{len(read_lines(path))} of {total} questions are done; the same command goes on from there") from None
 
 # %% ../nbs/30_evaluation.ipynb #8b9f5e2a
 @command
@@ -212,7 +212,9 @@ def eval_model(
     open_run(out, args, counts=counts, choices=made, device=str(net.device))
     print(f"{dataset}: {describe(counts)}; records in {out}")
     ask = local_ask(net, tokenizer, 2*batch_size, max_input_length, own_sampling(net, seed) if own else greedy)
-    result = scores(evaluate_run(out/'records'/f'{claim}.jsonl', ask, rows, how, match, batch_size)).asdict()
+    path = out/'records'/f'{claim}.jsonl'
+    def work(bar): return evaluate_into(path, ask, rows, how, match, batch_size, lambda done: bar.update(done-bar.n))
+    result = scores(with_bar(path, len(rows), work)).asdict()
     write_json(out/'summary.json', dict(scores=result, counts=counts, choices=made))
     report(out)
     return result

@@ -96,10 +96,12 @@ def direct_prompt(
 def meta_prompt(
     question:str, # The same question
     lang:str='en', # Which row of `languages`
-    max_new_tokens:int=4, # Room for a yes; the public code leaves 32 here too
+    max_new_tokens:int=4, # Room for a yes, or for the longest word that is asked for; the public code leaves 32 here too
 )->Prompt: # Wants a yes or a no, and the log-odds between them
     "Ask whether the model knows the answer to `question`."
-    return Prompt(fill(language(lang).meta, question), max_new_tokens, lang=lang)
+    own = language(lang)
+    longest = max(len(words.split()[0].encode()) for words in (own.yes, own.no))
+    return Prompt(fill(own.meta, question), max(max_new_tokens, longest), lang=lang)
 
 # %% ../nbs/00_prompts.ipynb #36055e16
 def idk_prompt(
