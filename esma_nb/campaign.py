@@ -93,11 +93,13 @@ class Campaign:
         from esma_nb.evolution import Master
         from esma_nb.generation import local_ask
         from esma_nb.models import pick_dtype
+        from esma_nb.packing import pack
         a = self.args
         self.claim = claim_named('meta', **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
         self.match,self.reward = matchers['words'],reward_named(a['reward_type'])
         self.master = Master(self.model)
         self.model.to(pick_dtype(a['dtype'], self.model.device))
+        self.master.params |= pack(self.model)
         self.master.write()
         self.ask = local_ask(self.model, self.tokenizer, 2*a['batch_size'], a['max_input_length'])
         self.journal,self.measured,self.stop = [],{},[]

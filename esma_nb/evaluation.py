@@ -207,7 +207,9 @@ def eval_model(
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, made['clean'])
     from esma_nb.generation import greedy,local_ask,own_sampling
     from esma_nb.models import load_model
+    from esma_nb.packing import pack
     net,tokenizer = load_model(model, dtype, device)
+    pack(net)
     out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{claim}")
     open_run(out, args, counts=counts, choices=made, device=str(net.device))
     print(f"{dataset}: {describe(counts)}; records in {out}")

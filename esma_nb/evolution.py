@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from fastcore.basics import patch
-from .noise import direction
+from .noise import direction,side_by_side
 
 # %% ../nbs/41_evolution.ipynb #8176999d
 def population(
@@ -48,23 +48,35 @@ class Master:
 
 # %% ../nbs/41_evolution.ipynb #9c3d1c7d
 @patch
-@torch.no_grad()
+def each(self:Master, work)->dict: # By name what `work` returned, in the order of the names
+    "Do `work(name, master weights)` for all tensors, several at a time."
+    order = sorted(self.weights, key=lambda n: -self.weights[n].numel())
+    made = dict(zip(order, side_by_side(lambda n: work(n, self.weights[n]), order)))
+    return {n: made[n] for n in self.weights}
+
+@patch
 def write(self:Master,
     key:tuple=None, # Where to stand; None is home
     scale:float=0., # How far out along `key`; negative is its mirror image
 ):
     "Make the working copy the master, moved by `scale` along `key`."
-    for n,p in self.params.items():
-        m = self.weights[n]
-        p.copy_(m if key is None else (self.noise(key, n, m.shape, m.device)*scale).add_(m))
+    def put(n, m): self.params[n].copy_(m if key is None else (self.noise(key, n, m.shape, m.device)*scale).add_(m))
+    self.each(put)
+
+@patch
+@contextmanager
+def away(self:Master):
+    "Inside the block, call what it gives with a key and a scale to go from place to place; be at home after it, even after an exception."
+    try: yield self.write
+    finally: self.write()
 
 @patch
 @contextmanager
 def visit(self:Master, key:tuple, scale:float):
-    "Stand at `scale` along `key` inside the block, and at home after it, even after an exception."
-    self.write(key, scale)
-    try: yield
-    finally: self.write()
+    "Stand at `scale` along `key` inside the block, and at home after it."
+    with self.away() as go:
+        go(key, scale)
+        yield
 
 # %% ../nbs/41_evolution.ipynb #d0f2a5a6
 def fingerprint(
@@ -108,7 +120,6 @@ shapings = dict(zscore=standardize, ranks=centred_ranks)
 
 # %% ../nbs/41_evolution.ipynb #261476c5
 @patch
-@torch.no_grad()
 def step(self:Master,
     members:list, # From `population`
     coefficients, # One a member: how much of its direction to add
@@ -117,12 +128,12 @@ def step(self:Master,
     if len(members)!=len(coefficients): raise ValueError(f"{len(members)} members but {len(coefficients)} coefficients")
     along = {}
     for (key,sign),c in zip(members, coefficients): along[key] = along.get(key, 0.) + sign*float(c)
-    squares = 0.
-    for n,m in self.weights.items():
-        move = torch.zeros_like(m)
+    def move(n, m):
+        sum_ = torch.zeros_like(m)
         for key,c in along.items():
-            if c: move.add_(self.noise(key, n, m.shape, m.device)*c)
-        m.add_(move)
-        squares += torch.linalg.vector_norm(move).item()**2
+            if c: sum_.add_(self.noise(key, n, m.shape, m.device)*c)
+        m.add_(sum_)
+        return torch.linalg.vector_norm(sum_).item()**2
+    squares = self.each(move)
     self.write()
-    return squares**.5
+    return sum(squares.values())**.5

@@ -59,19 +59,19 @@ def visit_all(
     mine:list, # Indices of those to visit
     sigma:float, # How far out a member stands
     score, # Called at each member's place; returns a dict with at least `reward`
-    between=lambda: None, # Called after each member, at home; may raise to stop here
+    between=lambda: None, # Called after each member; may raise to stop here
 )->list: # `(index, dict)` for each of `mine`, with the seconds of `visit` and `score`
     "Visit members one by one."
     found = []
-    for i in mine:
-        key,sign = members[i]
-        start = perf_counter()
-        with master.visit(key, sign*sigma):
+    with master.away() as go:
+        for i in mine:
+            key,sign = members[i]
+            start = perf_counter()
+            go(key, sign*sigma)
             there = perf_counter()
             result = score()
-            scored = perf_counter()
-        found.append((i, dict(result, score_seconds=scored-there, visit_seconds=perf_counter()-scored + there-start)))
-        between()
+            found.append((i, dict(result, visit_seconds=there-start, score_seconds=perf_counter()-there)))
+            between()
     return found
 
 # %% ../nbs/41a_population.ipynb #d316d2cd
