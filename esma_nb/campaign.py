@@ -8,6 +8,7 @@ __all__ = ['outcome', 'telemetry', 'measure', 'best_of', 'Campaign', 'brief']
 # %% ../nbs/41c_campaign.ipynb #2fc49c82
 from collections import Counter
 from dataclasses import asdict,dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Callable
@@ -92,17 +93,24 @@ class Campaign:
     def __post_init__(self):
         from esma_nb.evolution import Master
         from esma_nb.generation import local_ask
-        from esma_nb.models import pick_dtype
+        from esma_nb.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
+        from esma_nb.models import pick_dtype,working_dtype
+        from esma_nb.reading import reader_of
         from esma_nb.packing import pack
-        a = self.args
+        a,low = self.args,self.args['perturbation']=='lowrank'
         self.claim = claim_named('meta', **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
         self.match,self.reward = matchers['words'],reward_named(a['reward_type'])
-        self.master = Master(self.model)
-        self.model.to(pick_dtype(a['dtype'], self.model.device))
+        how = dict(noise=partial(lowrank_direction, rank=a['rank']), total=partial(lowrank_total, rank=a['rank'])) if low else {}
+        self.master = Master(self.model, **how)
+        dtype = working_dtype(a['dtype'], self.model.device)
+        self.model.to(pick_dtype(dtype, self.model.device))
         self.master.params |= pack(self.model)
         self.master.write()
-        self.ask = local_ask(self.model, self.tokenizer, 2*a['batch_size'], a['max_input_length'])
+        asking = self.tokenizer,2*a['batch_size'],a['max_input_length']
+        self.ask = local_ask(self.model, *asking)
+        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking) if low else None
         self.journal,self.measured,self.stop = [],{},[]
+        self.log(f"members compute in {dtype}, {type(reader_of(self.model)).__name__} reads for them")
 
     @property
     def done(self)->int: return len(self.journal) # Iterations so far
@@ -144,17 +152,34 @@ def agree(self:Campaign)->str: # sha256 of the weights
         "start the same command again to go on from the last good state")
     return told[0]
 
+# %% ../nbs/41c_campaign.ipynb #7520b336
+@patch
+def earned(self:Campaign, ask, asking)->dict: # What one member brings home
+    return outcome(evaluate(ask, asking, self.claim, self.match), self.reward, self.args['max_new_tokens'])
+
+@patch
+def one_by_one(self:Campaign, asking)->dict: # For `iterate`: members are written into the weights, and asked
+    from esma_nb.noise import direction,in_parts,remember
+    room,needed = self.args['noise_memory']*1e9,sum(w.nbytes for w in self.master.weights.values())
+    self.master.noise = remember(direction, room) if room>=needed else in_parts
+    return dict(score=lambda: self.earned(self.ask, asking))
+
+@patch
+def in_crews(self:Campaign, asking)->dict: # For `iterate`: members of low rank share a batch
+    from esma_nb.lowrank import ask_each
+    from esma_nb.population import my_crews,visit_together
+    rows = len(asking) * (1 + bool(self.claim.extra)) * (1 + self.args['mirrored'])
+    def score(places): return [self.earned(one, asking) for one in ask_each(self.ask_crew, places)]
+    return dict(score=score, visit=visit_together, share=partial(my_crews, directions=max(1, 2*self.args['batch_size']//rows)))
+
 # %% ../nbs/41c_campaign.ipynb #c596a975
 @patch
 def advance(self:Campaign)->dict: # The metrics' line
     "One iteration: ask its questions of every member, take a step, and write it down."
-    from esma_nb.noise import direction,remember
     from esma_nb.population import iterate
-    a,t = self.args,self.done
-    self.master.noise = remember(direction, a['noise_memory']*1e9)
+    a,t,way = self.args,self.done,self.in_crews if self.ask_crew else self.one_by_one
     asking = sample_rows(self.rows, a['num_data_per_iteration'], f"{a['seed']}/{t}")
-    def score(): return outcome(evaluate(self.ask, asking, self.claim, self.match), self.reward, a['max_new_tokens'])
-    line,outcomes,phases = iterate(self.master, t, a, score, self.team, self.between)
+    line,outcomes,phases = iterate(self.master, t, a, team=self.team, between=self.between, **way(asking))
     line['questions_sha256'] = sha256(' '.join(r['question_id'] for r in asking).encode()).hexdigest()[:16]
     if t%10==0 or t+1==a['num_iterations']: line['model_sha256'] = self.agree()
     metric = dict(iteration=t+1, **telemetry(outcomes), **phases)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from fastcore.basics import patch
-from .noise import direction,side_by_side
+from .noise import direction,in_parts,side_by_side,slices
 
 # %% ../nbs/41_evolution.ipynb #8176999d
 def population(
@@ -38,13 +38,14 @@ class Master:
     def __init__(self,
         model:nn.Module, # Its parameters are written from now on, never read
         include=matrices, # From a name and a parameter to whether it takes part; the others stay as they are
-        noise=direction, # From a key, name, shape and device to standard normal numbers
+        noise=in_parts, # From a key, name, shape and device to standard normal numbers, whole or in parts
+        total=None, # From how far to go along each key, name, shape and device to that sum; default: `noise` after `noise`
     ):
         self.params = {n: p for n,p in model.named_parameters() if include(n, p)}
         if not self.params: raise ValueError("no parameter takes part: `include` refused every one")
         self.weights = {n: p.detach().float().clone() for n,p in self.params.items()}
         self.rest = {n: p for n,p in model.named_parameters() if n not in self.params}
-        self.noise = noise
+        self.noise,self.total = noise,total
 
 # %% ../nbs/41_evolution.ipynb #9c3d1c7d
 @patch
@@ -60,8 +61,22 @@ def write(self:Master,
     scale:float=0., # How far out along `key`; negative is its mirror image
 ):
     "Make the working copy the master, moved by `scale` along `key`."
-    def put(n, m): self.params[n].copy_(m if key is None else (self.noise(key, n, m.shape, m.device)*scale).add_(m))
+    def put(n, m): self.params[n].copy_(m if key is None else self.moved(n, m, key, scale))
     self.each(put)
+
+@patch
+def moved(self:Master, n, m, key, scale)->torch.Tensor: # What a member's parameter `n` is, in its own precision
+    there,flat,room = torch.empty(m.shape, dtype=self.params[n].dtype, device=m.device),m.view(-1),torch.empty(0, device=m.device)
+    for at,e in self.pieces(key, n):
+        if len(room)<len(e): room = torch.empty_like(e)
+        torch.add(torch.mul(e, scale, out=room[:len(e)]), flat[at], out=there.view(-1)[at])
+    return there
+
+@patch
+def pieces(self:Master, key, n): # Slices of the flat tensor and their noise
+    m = self.weights[n]
+    made = self.noise(key, n, m.shape, m.device)
+    return [(at, made.view(-1)[at]) for at in slices(m.numel())] if torch.is_tensor(made) else made
 
 @patch
 @contextmanager
@@ -129,11 +144,21 @@ def step(self:Master,
     along = {}
     for (key,sign),c in zip(members, coefficients): along[key] = along.get(key, 0.) + sign*float(c)
     def move(n, m):
-        sum_ = torch.zeros_like(m)
-        for key,c in along.items():
-            if c: sum_.add_(self.noise(key, n, m.shape, m.device)*c)
-        m.add_(sum_)
-        return torch.linalg.vector_norm(sum_).item()**2
+        squares = 0.
+        for at,sum_ in self.sums({k: c for k,c in along.items() if c}, n):
+            m.view(-1)[at] += sum_
+            squares += torch.linalg.vector_norm(sum_).item()**2
+        return squares
     squares = self.each(move)
     self.write()
     return sum(squares.values())**.5
+
+@patch
+def sums(self:Master, along, n): # Slices of the flat tensor, and how far they move
+    m = self.weights[n]
+    if self.total: return [(slice(0, m.numel()), self.total(along, n, m.shape, m.device).view(-1))]
+    def add_up(parts):
+        sum_ = torch.zeros_like(parts[0][1])
+        for c,(_,e) in zip(along.values(), parts): sum_.add_(e*c)
+        return parts[0][0],sum_
+    return map(add_up, zip(*(self.pieces(k, n) for k in along)))

@@ -25,6 +25,7 @@ class Packed:
         self.dtype,self.device,self.shape,self.plain = weight.dtype,weight.device,weight.shape,plain
         self.copy_(weight)
 
+    @torch.no_grad()
     def copy_(self, weight)->'Packed': # Like a tensor's own
         if self.plain is not None: self.plain.copy_(weight)
         self.blocks = None # Frees the old ones before the new ones are made

@@ -19,9 +19,9 @@ from .evaluation import load_records,scores
 # %% ../nbs/42_training.ipynb #cf48d099
 recipes = dict(
     demo=dict(dataset='demo', sigma=0.01, alpha=0.02, num_iterations=16, population_size=32,
-        num_data_per_iteration=96, num_val_samples=490),
+        num_data_per_iteration=96, num_val_samples=490, dtype='float32'),
     paper=dict(dataset='trivia_qa', sigma=1e-3, alpha=5e-4, num_iterations=300, population_size=32,
-        num_data_per_iteration=256, num_val_samples=1000))
+        num_data_per_iteration=256, num_val_samples=1000, dtype='auto'))
 
 def resolve(
     args:dict, # Arguments of `train`; None asks for the recipe's value
@@ -42,6 +42,8 @@ def check(args:dict):
     reward_named(args['reward_type'])
     language(args['lang'])
     if args['shaping'] not in ('zscore', 'ranks'): raise ValueError(f"no shaping {args['shaping']!r}: choose zscore or ranks")
+    if args['perturbation'] not in ('full', 'lowrank'): raise ValueError(f"no perturbation {args['perturbation']!r}: choose full or lowrank")
+    if args['rank']<1: raise ValueError(f"rank is {args['rank']}: a direction has at least rank 1")
 
 # %% ../nbs/42_training.ipynb #5572839e
 may_change = ('num_iterations', 'batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints', 'noise_memory', 'device')
@@ -95,6 +97,8 @@ def train(
     num_data_per_iteration:int=None, # Questions every member answers; default: 96 for demo, else 256
     mirrored:bool=True, # Two members a direction, one each way; the paper has none
     shaping:str='zscore', # What rewards become: zscore or ranks
+    perturbation:str='full', # What members differ in: full, all numbers of a matrix, or lowrank, so that many share a batch
+    rank:int=4, # Of each member's part of a matrix, where perturbation is lowrank
     chat:bool=True, # Ask through the model's chat template
     batch_size:int=128, # Questions asked at once; halved when memory runs out
     max_input_length:int=128, # Longest prompt in tokens
@@ -103,7 +107,7 @@ def train(
     model_save_interval:int=50, # Save a checkpoint every so many iterations; 0: the last one only
     keep_checkpoints:int=2, # How many of the newest stay; 0 keeps all
     noise_memory:float=1., # Gigabytes of noise kept instead of made again
-    dtype:str='auto', # What members compute in: float32, bfloat16, or auto: bfloat16 on an accelerator, float32 on a CPU
+    dtype:str=None, # What members compute in: float32, bfloat16, or auto, bfloat16 where the machine computes in it; default: float32 for demo, else auto
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
     seed:int=42, # Names the run: its directions and its questions
     output_dir:str=None, # Where everything goes; default: out/MODEL-seedSEED

