@@ -1,5 +1,6 @@
 "Members of low rank: whole runs that are killed, shared and replayed, and models of other families"
 import json,os,subprocess,sys,time
+from functools import partial
 from pathlib import Path
 import pytest
 import torch
@@ -10,7 +11,6 @@ from esma_nb.models import load_model
 from esma_nb.packing import pack
 from esma_nb.prompts import direct_prompt,meta_prompt
 from esma_nb.reading import reader_of
-from functools import partial
 
 BIN = Path(sys.executable).parent
 SMALL = ('--perturbation lowrank --rank 2 --num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 '
