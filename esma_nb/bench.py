@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['padded_ask', 'add_noise', 'naive_iteration', 'lengths_of', 'Clocked', 'settings', 'our_iteration', 'quickest',
-           'machine_limits', 'least_work', 'least_seconds', 'with_peak', 'naive_way', 'our_way', 'crew_way',
-           'side_by_side', 'judged', 'table', 'draw', 'machine', 'bench']
+           'machine_limits', 'least_work', 'least_seconds', 'with_peak', 'naive_way', 'our_way', 'crew_way', 'in_turns',
+           'judged', 'table', 'draw', 'machine', 'bench']
 
 # %% ../nbs/60_bench.ipynb #2319612a
 import gc,platform
@@ -191,7 +191,7 @@ def crew_way(name:str, dtype:str, device, rows, size:int, rank:int, claim, mirro
     return run
 
 # %% ../nbs/60_bench.ipynb #897feb53
-def side_by_side(ways:dict, repeats:int, progress=print)->dict: # By name: medians by phase, and the most memory beyond the weights
+def in_turns(ways:dict, repeats:int, progress=partial(print, flush=True))->dict: # By name: medians by phase, and the most memory beyond the weights
     "Take turns, so that a slow minute is slow for all."
     found = {name: [] for name in ways}
     for t in range(repeats+1): # The first is to warm up
@@ -279,7 +279,7 @@ def bench(
     chosen = {titles[k]: make() for k,make in makers}
     limits = {d: machine_limits(place, getattr(torch, d)) for d in dict.fromkeys(['float32', dtype])}
     prompts = [encode(tokenizer, [f(r['question']) for r in rows]) for f in (long.direct, long.extra)]
-    result = judged(side_by_side(chosen, repeats), prompts, net, limits, size)
+    result = judged(in_turns(chosen, repeats), prompts, net, limits, size)
     about = dict(machine=machine(place), model=model, dataset=dataset, population_size=size, num_data_per_iteration=len(rows), repeats=repeats,
         limits=limits,
         weights={d: sum(p.numel() for p in net.parameters())*(4 + b) for d,b in dict(float32=4, bfloat16=2).items()})
