@@ -245,7 +245,9 @@ def keep(self:LeanReader, rows): # Their indices, ascending
     self.far = [f for f,(_,a,b) in zip(self.far, self.spans) if b>a]
     self.spans = [(kind, a, b) for kind,a,b in self.spans if b>a]
     if self.tell: self.tell(self.spans)
-    self.keys,self.values = self.keys.index_select(1, rows),self.values.index_select(1, rows)
+    for room in (self.keys, self.values):
+        for layer in room: layer[:len(rows)] = layer[rows] # In place, a layer at a time: no second memory
+    self.keys,self.values = self.keys[:, :len(rows)],self.values[:, :len(rows)]
     self.hidden,self.at = self.hidden[rows],self.at[rows]
 
 # %% ../nbs/20b_reading.ipynb #3f47d7b9
