@@ -24,7 +24,8 @@ from .claims import by_meta
 from .datasets import load_rows
 from .models import encode,load_model,pick_dtype,working_dtype
 from .packing import pack
-from .reading import common_prefix,reader_of
+from .reading import common_prefix
+from .lean import reader_of
 from .generation import local_ask
 from .noise import direction,in_parts,remember
 from .lowrank import Crew,ask_each,ask_together,lowrank_direction,lowrank_total

@@ -95,7 +95,7 @@ class Campaign:
         from esma_nb.generation import local_ask
         from esma_nb.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
         from esma_nb.models import pick_dtype,working_dtype
-        from esma_nb.reading import reader_of
+        from esma_nb.lean import reader_of
         from esma_nb.packing import pack
         a,low = self.args,self.args['perturbation']=='lowrank'
         self.claim = claim_named('meta', **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})

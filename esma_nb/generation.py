@@ -14,7 +14,7 @@ from transformers import TemperatureLogitsWarper,TopKLogitsWarper,TopPLogitsWarp
 from accelerate.utils.memory import should_reduce_batch_size
 from .prompts import Reply,no_spellings,yes_spellings
 from .models import encode
-from .reading import reader_of
+from .lean import reader_of
 
 # %% ../nbs/21_generation.ipynb #466b14a1
 def greedy(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from .packing import Packed,PackedLinear
-from .reading import reader_of
+from .lean import reader_of
 from .generation import answer,batches_of,greedy,kind_of,token_memory
 from .noise import direction,side_by_side
 

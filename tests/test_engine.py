@@ -5,7 +5,8 @@ import pytest
 import torch
 from esma_nb.evolution import Master,fingerprint,population
 from esma_nb.generation import generate,local_ask
-from esma_nb.reading import LeanReader,reader_of,shares_prefixes
+from esma_nb.lean import LeanReader,reader_of
+from esma_nb.reading import shares_prefixes
 from esma_nb.packing import pack
 from esma_nb.models import encode,load_model
 from esma_nb.noise import direction,remember

@@ -10,7 +10,7 @@ from esma_nb.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
 from esma_nb.models import load_model
 from esma_nb.packing import pack
 from esma_nb.prompts import direct_prompt,meta_prompt
-from esma_nb.reading import reader_of
+from esma_nb.lean import reader_of
 
 BIN = Path(sys.executable).parent
 SMALL = ('--perturbation lowrank --rank 2 --num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 '
