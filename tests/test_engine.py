@@ -85,7 +85,7 @@ def test_a_trained_model_does_not_depend_on_batches_and_threads(how, tmp_path):
 @pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')
 def test_members_say_what_the_naive_loop_says():
     "Same weights, float32, 32 tokens for both prompts: two padded calls of model.generate against our engine."
-    from esma_nb.bench import padded_ask
+    from esma_nb.ways import padded_ask
     from esma_nb.claims import by_meta
     from esma_nb.datasets import load_rows
     plain,tokenizer = load_model('smollm2', 'float32', 'cpu')

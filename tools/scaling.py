@@ -5,18 +5,17 @@
 import sys
 from argparse import ArgumentParser
 import torch
-from esma_nb.bench import our_way
-from esma_nb.claims import by_meta
 from esma_nb.datasets import load_rows
 from esma_nb.models import pick_device,working_dtype
 from esma_nb.runs import write_json
+from esma_nb.ways import our_way
 
 def main(model, dataset, to, data_dir):
     device = pick_device('auto')
     dtype = working_dtype('auto', device)
     def seconds(members, questions):
         rows = load_rows(dataset, data_dir=data_dir, num_samples=questions)[0]
-        found = our_way(model, dtype, device, rows, members, .2, by_meta(max_new_tokens=32), True)(0)['seconds']
+        found = our_way(model, str(device), rows, members, dtype=dtype)(0)['seconds']
         print(members, questions, round(found, 2), flush=True)
         return found
     seconds(2, 16) # To warm up
