@@ -10,6 +10,7 @@ import os,shutil,signal,threading
 from contextlib import contextmanager
 from pathlib import Path
 from safetensors import SafetensorError,safe_open
+from safetensors.torch import load_file,save_file
 from .runs import check_seal,seal,whole
 from .models import quiet,write_model
 from .evolution import fingerprint
@@ -21,7 +22,8 @@ def replay(
 ):
     "Repeat the steps of a journal; a ValueError where they lead elsewhere than they once did."
     for line in lines:
-        master.step([(tuple(key), sign) for key,sign in line['members']], line['coefficients'])
+        members = [(tuple(key), sign) for key,sign in line['members']]
+        master.step(members, line['coefficients'], line.get('alpha', 1.), line['iteration'])
         if 'model_sha256' in line and line['model_sha256']!=fingerprint(master.state()):
             raise ValueError(f"the journal does not lead to the weights it was written for (iteration {line['iteration']}): "
                 "was the base model, a library or the kind of device changed?")
@@ -32,21 +34,26 @@ def save_checkpoint(
     model, tokenizer, # Shape, configuration and words; the weights are the master's
     master,
     iteration:int, # How many steps the weights have behind them
+    state:dict=None, # What the optimiser remembers, tensors by name
+    card:str=None, # A model card, for people who are given the folder
 )->str: # sha256 of the weights
     "Save the master as an ordinary Hugging Face folder, sealed with the fingerprints of its files."
     digest = fingerprint(master.state())
     with whole(folder) as draft, quiet():
         write_model(model, tokenizer, draft, master.state())
+        if state: save_file(state, draft/'optimizer.safetensors')
+        if card: (draft/'README.md').write_text(card, encoding='utf-8')
         seal(draft, iteration=iteration, model_sha256=digest)
     return digest
 
 def load_weights(
-    master, # Its weights and its working copy are overwritten
-    folder, # Of a checkpoint
+    master, # Its weights and its working copy are overwritten, and what its rule remembers
+    folder:Path, # Of a checkpoint
 ):
     "Put a checkpoint's weights into the master."
-    missing = set(master.weights)
-    for path in sorted(Path(folder).glob('*.safetensors')):
+    missing,memory = set(master.weights),folder/'optimizer.safetensors'
+    if master.rule: master.rule.state.update(load_file(memory, str(next(iter(master.weights.values())).device)) if memory.exists() else {})
+    for path in sorted(folder.glob('model*.safetensors')):
         with safe_open(path, 'pt') as f:
             for n in missing & set(f.keys()): master.weights[n].copy_(f.get_tensor(n))
             missing -= set(f.keys())
@@ -82,17 +89,17 @@ def resume(
 
 # %% ../nbs/41b_journal.ipynb #4aa76270
 class Stop(KeyboardInterrupt):
-    "Somebody pressed Ctrl-C, and the weights are in order."
+    "Somebody asked for an end, and the weights are in order."
 
 @contextmanager
 def patient_interrupt():
-    "In the block, the first Ctrl-C only fills the list that is yielded; the second interrupts at once."
+    "In the block, the first Ctrl-C or SIGTERM only fills the list that is yielded; the second interrupts at once."
     asked = []
     def note(*_):
         if asked: raise KeyboardInterrupt
         asked.append(True)
     if threading.current_thread() is not threading.main_thread(): yield asked
     else:
-        was = signal.signal(signal.SIGINT, note)
+        was = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
         try: yield asked
-        finally: signal.signal(signal.SIGINT, was)
+        finally: [signal.signal(s, f) for s,f in was.items()]

@@ -1,0 +1,60 @@
+"Several processes end at the bits of one, whoever does what, and in whichever order"
+import json,os,subprocess,sys
+from pathlib import Path
+import pytest
+
+BIN = Path(sys.executable).parent
+TINY = ('--num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 --num_val_samples 20 --batch_size 32 '
+    '--model_save_interval 2 --seed 5').split()
+WAYS = dict(full=[], lowrank=['--perturbation', 'lowrank', '--rank', '2'], adam=['--optimizer', 'adam', '--alpha', '.001', '--alpha_schedule', 'cosine', '--weight_decay', '.1', '--clip', '2'])
+ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+
+def digest(out): return json.loads((out/'summary.json').read_text())['model_sha256']
+
+def slow():
+    if not os.environ.get('ESMA_NB_SLOW'): pytest.skip('one of the rest of the combinations: ESMA_NB_SLOW=1 runs them')
+
+@pytest.fixture(scope='module', params=WAYS)
+def alone(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param)/'run'
+    subprocess.run([BIN/'esma_nb_train', *TINY, *WAYS[request.param], '--output_dir', out], check=True, env=ENV)
+    assert all(any(json.loads(l)['coefficients']) for l in (out/'journal.jsonl').open()), 'a run in which nothing moves proves nothing'
+    return WAYS[request.param],digest(out)
+
+ODD = '''
+import sys,time
+from esma_nb import population
+deal = population.Team.deal
+def odd(self, hands, name):
+    for hand in deal(self, {order}, name):
+        if self.rank==1: time.sleep({seconds})
+        yield hand
+population.Team.deal = odd
+sys.argv[0] = 'esma_nb_train'
+import runpy
+runpy.run_module('esma_nb.training', run_name='__main__', alter_sys=False)
+'''
+
+@pytest.mark.parametrize('n,update,order,seconds', [(2, 'whole', 'hands', 0), (2, 'sharded', 'hands', 0), (4, 'sharded', 'hands', 0), (2, 'sharded', 'hands', .5), (3, 'whole', 'hands[::-1]', 0)],
+    ids=['two', 'sharded', 'four', 'a straggler', 'another order'])
+def test_the_same_bits(alone, tmp_path, n, update, order, seconds):
+    words,expected = alone
+    if not (n==2 and update=='sharded' and not seconds or n==4 and 'adam' in words or seconds and not words): slow()
+    script,out = tmp_path/'train.py',tmp_path/'run'
+    script.write_text(ODD.format(order=order, seconds=seconds))
+    subprocess.run([BIN/'torchrun', '--nproc_per_node', str(n), script, *TINY, *words, '--update', update, '--output_dir', out], check=True, env=ENV)
+    assert digest(out)==expected
+    last = json.loads((out/'metrics.jsonl').read_text().splitlines()[-1])
+    assert ('exchange_seconds' in last)==(update=='sharded') and last['wait_seconds']>=0
+
+def test_an_optimiser_goes_on_where_it_stopped(alone, tmp_path):
+    "Sharded, one iteration with two processes, then the rest with one."
+    words,expected = alone
+    if 'adam' not in words: slow()
+    out = tmp_path/'run'
+    def start(n, more): subprocess.run([BIN/'torchrun', '--nproc_per_node', str(n), '-m', 'esma_nb.training', *TINY, *words, '--update', 'sharded', '--output_dir', out, *more], check=True, env=ENV)
+    start(2, ['--model_save_interval', '1', '--max_hours', '1e-6'])
+    assert not (out/'summary.json').exists()
+    start(2, ['--model_save_interval', '1', '--max_hours', '.0008'])
+    start(1, [])
+    assert digest(out)==expected
