@@ -21,6 +21,7 @@ def parser_of(
     p = anno_parser(f, prog)
     for a in p._actions:
         if a.type is list: a.type,a.nargs = None,'+'
+        if a.dest=='output': a.option_strings.append('-o'); p._option_string_actions['-o'] = a
     p.add_argument('--config', help="File of options, YAML or JSON, such as a run's args.json; what is typed here wins")
     p.add_argument('--debug', action='store_true', help='Show the traceback of an error')
     p.error = lambda message: fail(p.prog, f'{message} (--help lists the options)')
