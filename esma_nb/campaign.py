@@ -10,7 +10,7 @@ from dataclasses import asdict,dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Callable
 from tqdm import tqdm
 from fastcore.basics import patch
@@ -43,7 +43,7 @@ def measure(
     if team.main:
         with whole(path) as draft: append_lines(draft, [asdict(r) for r in found])
     team.wait()
-    part.unlink(missing_ok=True)
+    if team.main: [p.unlink() for p in path.parent.glob(f'.{path.stem}.*.jsonl')]
     return scores(found)
 
 def best_of(
@@ -207,6 +207,8 @@ def open_books(self:Campaign):
     "Read what an earlier start has written, and bring the weights to where the journal ends."
     from esma_nb.journal import resume
     self.journal = self.team.tell(read_lines(self.out/'journal.jsonl') if self.team.main else None)
+    if [line['iteration'] for line in self.journal]!=list(range(1, self.done+1)):
+        raise ValueError(f"{self.out/'journal.jsonl'} has a line twice or lacks one: restore the file, or name another --output_dir")
     if self.team.main:
         kept = [m for m in read_lines(self.out/'metrics.jsonl') if m['iteration']<=self.done]
         with whole(self.out/'metrics.jsonl') as draft: append_lines(draft, kept)
@@ -230,14 +232,14 @@ def summary(self:Campaign, digest:str)->dict: # What is written
 def go(self:Campaign)->dict: # What `summary.json` holds; None in a helping process, and where time was up
     "Measure, train, measure, save; whatever is already on disk is taken from there."
     from esma_nb.journal import Stop,patient_interrupt
-    total,until = self.args['num_iterations'],time()+3600*self.args['max_hours'] if self.args['max_hours'] else float('inf')
+    total,until = self.args['num_iterations'],monotonic()+3600*self.args['max_hours'] if self.args['max_hours'] else float('inf')
     with patient_interrupt() as self.stop:
         try:
             self.held_out(0)
             self.open_books()
             with tqdm(total=total, initial=self.done, unit='iteration', disable=None if self.team.main else True) as bar:
                 while not self.is_over():
-                    if time()>until: self.stop.append('time')
+                    if monotonic()>until: self.stop.append('time')
                     self.together()
                     m = self.advance()
                     bar.set_postfix(reward=f"{m['reward_mean']:.3f}", right=f"{m['accuracy']:.0%}", yes=f"{m['yes_rate'] or 0:.0%}", d=f"{m['d_prime_loglinear'] or 0:.2f}", refresh=False)

@@ -7,6 +7,7 @@ __all__ = ['Team', 'one_process_note', 'hands', 'visit_all', 'visit_together', '
 
 # %% ../nbs/41a_population.ipynb #0a0b9a72
 import os
+from contextlib import contextmanager
 from time import perf_counter
 from .optimisers import scheduled
 from .evolution import population,shapings
@@ -23,16 +24,22 @@ class Team:
         self.rank,self.size,self.main = self.state.process_index,self.state.num_processes,self.state.is_main_process
         self.store = None
 
+    @contextmanager
+    def talking(self): # Around whatever waits for others
+        try: yield
+        except RuntimeError as e:
+            raise ConnectionError("another process of this run has died: the same command goes on from the last iteration in the journal") from e
+
     def gather(self, items:list)->list: # Everybody's items, those of process 0 first
         from accelerate.utils import gather_object
-        return gather_object(items) if self.size>1 else items
+        with self.talking(): return gather_object(items) if self.size>1 else items
 
     def tell(self, value): # What process 0 says
         from accelerate.utils import broadcast_object_list
-        return broadcast_object_list([value])[0] if self.size>1 else value
+        with self.talking(): return broadcast_object_list([value])[0] if self.size>1 else value
 
     def wait(self): # Until everybody is here
-        self.state.wait_for_everyone()
+        with self.talking(): self.state.wait_for_everyone()
 
     def part(self): # At the end, all together, so that nobody hangs up on somebody who is still talking
         if self.size==1: return
@@ -43,7 +50,10 @@ class Team:
     def deal(self, hands:list, name:str): # Each of `hands` to whoever is free first; `name` is used once
         if self.size==1: yield from hands
         else:
-            while (i := self.counter().add(name, 1)-1) < len(hands): yield hands[i]
+            while (i := self.count(name)) < len(hands): yield hands[i]
+
+    def count(self, name): # How often anybody has asked before
+        with self.talking(): return self.counter().add(name, 1)-1
 
     def counter(self): # Process 0 counts for all
         from torch.distributed import TCPStore

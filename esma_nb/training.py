@@ -6,14 +6,14 @@
 __all__ = ['recipes', 'best_scores', 'may_change', 'resolve', 'check', 'prepare', 'finished', 'forecast', 'in_words', 'train']
 
 # %% ../nbs/42_training.ipynb #8f46234d
-import json
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from .prompts import language
 from .metrics import side_by_side
 from .rewards import reward_named
 from .commands import command
-from .runs import open_run
+from .runs import held,open_run,read_json
 from .rows import describe,sample_rows
 from .evaluation import load_records,scores
 
@@ -82,7 +82,7 @@ def prepare(args:dict, out:Path, team, log, dry_run=False): # A `Campaign`, or N
 def finished(out:Path, args:dict)->bool:
     "Has the run in `out` done all of its iterations?"
     path = out/'summary.json'
-    return path.exists() and json.loads(path.read_text(encoding='utf-8'))['iterations']>=args['num_iterations']
+    return path.exists() and read_json(path)['iterations']>=args['num_iterations']
 
 def forecast(run)->str: # For people
     "What a run would need, from its model and from one member that is really asked."
@@ -160,7 +160,7 @@ def train(
     log(one_process_note(team))
     run = prepare(args, out, team, log, dry_run)
     if dry_run: return
-    result = run.go() if run else json.loads((out/'summary.json').read_text(encoding='utf-8'))
+    with held(out) if run and team.main else nullcontext(): result = run.go() if run else read_json(out/'summary.json')
     team.part()
     if result: log(in_words(out, result))
     return result
