@@ -126,7 +126,7 @@ class Clocked:
 
 # %% ../nbs/59_ways.ipynb #889955df
 defaults = dict(lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True, shaping='zscore', seed=1, max_input_length=128,
-    max_new_tokens=32, noise_memory=.2, dtype='auto', perturbation='full', rank=4)
+    max_new_tokens=32, noise_memory=.2, dtype='auto', perturbation='full', rank=4, optimizer='sgd', momentum=0., weight_decay=0., update='whole')
 
 def our_way(
     model:str, # As in `load_model`
