@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .matching import matchers
 from .metrics import MetaScores
 from .rewards import reward_named
-from .runs import append_lines,read_lines,whole,write_json
+from .runs import append_lines,digest_of,read_lines,whole,write_json
 from .rows import sample_rows
 from .claims import claim_named
 from .evaluation import evaluate,evaluate_into,load_records,scores
@@ -35,7 +35,8 @@ def measure(
     progress=lambda done: None, # Called between batches; may raise to stop here
 )->MetaScores:
     "Evaluate `rows`; what is already on disk is not asked again."
-    if team.tell(path.exists()): return scores(load_records(path))
+    def tidy(): [p.unlink() for p in path.parent.glob(f'.{path.stem}.*.jsonl') if team.main]
+    if team.tell(path.exists()): return tidy() or scores(load_records(path))
     part = path.with_name(f'.{path.stem}.{team.rank}of{team.size}.jsonl')
     found = team.gather(evaluate_into(part, ask, rows[team.rank::team.size], claim, match, batch_size, progress))
     place = {r['question_id']: i for i,r in enumerate(rows)}
@@ -43,7 +44,7 @@ def measure(
     if team.main:
         with whole(path) as draft: append_lines(draft, [asdict(r) for r in found])
     team.wait()
-    if team.main: [p.unlink() for p in path.parent.glob(f'.{path.stem}.*.jsonl')]
+    tidy()
     return scores(found)
 
 def best_of(
@@ -195,6 +196,7 @@ def advance(self:Campaign)->dict: # The metrics' line
     line['questions_sha256'] = sha256(' '.join(r['question_id'] for r in asking).encode()).hexdigest()[:16]
     if t%10==0 or t+1==a['num_iterations']: line['model_sha256'] = self.agree()
     metric = dict(iteration=t+1, **telemetry(outcomes), **phases)
+    line['sha256'] = digest_of(line)[:16]
     if self.team.main:
         append_lines(self.out/'metrics.jsonl', [metric])
         append_lines(self.out/'journal.jsonl', [line])
@@ -209,6 +211,9 @@ def open_books(self:Campaign):
     self.journal = self.team.tell(read_lines(self.out/'journal.jsonl') if self.team.main else None)
     if [line['iteration'] for line in self.journal]!=list(range(1, self.done+1)):
         raise ValueError(f"{self.out/'journal.jsonl'} has a line twice or lacks one: restore the file, or name another --output_dir")
+    for line in self.journal:
+        if 'sha256' in line and line['sha256']!=digest_of({k: v for k,v in line.items() if k!='sha256'})[:16]:
+            raise ValueError(f"{self.out/'journal.jsonl'}: iteration {line['iteration']} is damaged: restore the file, or name another --output_dir")
     if self.team.main:
         kept = [m for m in read_lines(self.out/'metrics.jsonl') if m['iteration']<=self.done]
         with whole(self.out/'metrics.jsonl') as draft: append_lines(draft, kept)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['whole', 'remove', 'cannot_write', 'sync', 'write_json', 'read_json', 'append_lines', 'mend', 'read_lines',
-           'provenance', 'open_run', 'sweep', 'held', 'sha256_file', 'seal', 'check_seal']
+           'provenance', 'open_run', 'sweep', 'held', 'sha256_file', 'seal', 'digest_of', 'check_seal']
 
 # %% ../nbs/05_runs.ipynb #eb4fa72e
 import hashlib,json,os,platform,shutil,subprocess,sys
@@ -166,9 +166,11 @@ def seal(
     "Write down the fingerprint of every file in `folder`."
     files = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(Path(folder).rglob('*')) if p.is_file()}
     facts = dict(facts, files=files)
-    write_json(Path(folder)/'manifest.json', dict(facts, seal=_digest(facts)))
+    write_json(Path(folder)/'manifest.json', dict(facts, seal=digest_of(facts)))
 
-def _digest(facts): return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def digest_of(facts:dict)->str: # sha256, hex
+    "Fingerprint of what can be written as JSON; the same before it is written and after it is read."
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 def check_seal(folder)->dict: # The manifest
     "Read a sealed folder's manifest; a file that is missing or changed is a ValueError that names it."
@@ -176,7 +178,7 @@ def check_seal(folder)->dict: # The manifest
     if not path.exists(): raise ValueError(f"{folder} has no manifest.json: it was not finished")
     try: facts = json.loads(path.read_text(encoding='utf-8'))
     except ValueError: raise ValueError(f"{path} is damaged") from None
-    if facts.pop('seal', None)!=_digest(facts): raise ValueError(f"{path} is damaged")
+    if facts.pop('seal', None)!=digest_of(facts): raise ValueError(f"{path} is damaged")
     for name,digest in facts['files'].items():
         if not (p := Path(folder)/name).is_file(): raise ValueError(f"{p} is missing")
         if sha256_file(p)!=digest: raise ValueError(f"{p} is truncated or was changed")
