@@ -1,4 +1,5 @@
 "A short campaign of kills; `python tests/kills.py --kills 60` is the long one."
+import os
 import pytest
 from kills import N,chain,restarted,table,undisturbed
 
@@ -24,5 +25,6 @@ def test_two_processes(reference, tmp_path):
     orders = [order('update', 2, rank=1, what='one of two'), order('journal', 1, rank=0, who='both', what='both of two')]
     check(orders, chain(tmp_path, 0, orders, 2, *reference))
 
+@pytest.mark.skipif(not os.environ.get('ESMA_NB_SLOW'), reason='ESMA_NB_SLOW=1 runs the slow ones')
 def test_torchrun_starts_them_again(reference, tmp_path):
     assert restarted(tmp_path/'run', reference[1])==[]

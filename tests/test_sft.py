@@ -129,6 +129,7 @@ def test_killed_and_started_again(whole, tmp_path, task, more):
         assert run(task, tmp_path/'once', *more).returncode==0
         assert digest(out)==digest(tmp_path/'once')!=digest(whole)
 
+@pytest.mark.skipif(not os.environ.get('ESMA_NB_SLOW'), reason='ESMA_NB_SLOW=1 runs the slow ones')
 def test_a_spoilt_checkpoint_is_passed_over(whole, tmp_path):
     out = tmp_path/'run'
     p = start('sft_meta', out)
@@ -140,6 +141,7 @@ def test_a_spoilt_checkpoint_is_passed_over(whole, tmp_path):
     assert f'{newest.name}/optimizer.safetensors is truncated or was changed: going back' in done.stdout
     assert digest(out)==digest(whole)
 
+@pytest.mark.skipif(not os.environ.get('ESMA_NB_SLOW'), reason='ESMA_NB_SLOW=1 runs the slow ones')
 def test_interrupted_politely(whole, tmp_path):
     out = tmp_path/'run'
     p = start('sft_meta', out)
@@ -165,6 +167,7 @@ def test_two_processes_learn_the_same(whole, tmp_path):
     assert [l['right'] for l in lines(out/'labels.jsonl')]==[l['right'] for l in lines(whole/'labels.jsonl')]
     for m,n in zip(lines(out/'metrics.jsonl'), lines(whole/'metrics.jsonl')): assert m['loss']==pytest.approx(n['loss'], abs=1e-3)
 
+@pytest.mark.skipif(not os.environ.get('ESMA_NB_SLOW'), reason='ESMA_NB_SLOW=1 runs the slow ones')
 def test_the_published_ways_by_flag(tmp_path):
     plain,loud,raw = (tmp_path/n for n in ('plain', 'loud', 'raw'))
     for out,more in ((plain, []), (loud, ['--prompt_loss']), (raw, ['--no-meta_chat'])): assert run('sft_meta', out, '--label_interval', 1, *more).returncode==0
