@@ -13,6 +13,6 @@ setup(
     classifiers=['Programming Language :: Python :: 3'], zip_safe=False, include_package_data=True,
     packages=find_packages(include=['esma_nb*']), python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'gguf', 'api')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'gguf', 'api', 'trackers')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
 )

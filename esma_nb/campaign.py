@@ -107,7 +107,7 @@ class Campaign:
         asking = self.tokenizer,2*a['batch_size'],a['max_input_length']
         self.ask = local_ask(self.model, *asking)
         self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking) if a['perturbation']=='lowrank' else None
-        self.journal,self.measured,self.stop = [],{},[]
+        self.journal,self.measured,self.stop,self.shown = [],{},[],None
         self.log(f"members compute in {dtype}, {type(reader_of(self.model)).__name__} reads for them")
 
     @property
@@ -237,16 +237,20 @@ def summary(self:Campaign, digest:str)->dict: # What is written
 def go(self:Campaign)->dict: # What `summary.json` holds; None in a helping process, and where time was up
     "Measure, train, measure, save; whatever is already on disk is taken from there."
     from esma_nb.journal import Stop,patient_interrupt
+    from esma_nb.trackers import tracker
     total,until = self.args['num_iterations'],monotonic()+3600*self.args['max_hours'] if self.args['max_hours'] else float('inf')
     with patient_interrupt() as self.stop:
         try:
             self.held_out(0)
             self.open_books()
+            self.shown = tracker(self.args['log_with'], self.out, self.args, held_out=self.measured, main=self.team.main, say=self.log)
+            if self.shown.hint: self.log(self.shown.hint)
             with tqdm(total=total, initial=self.done, unit='iteration', disable=None if self.team.main else True) as bar:
                 while not self.is_over():
                     if monotonic()>until: self.stop.append('time')
                     self.together()
                     m = self.advance()
+                    self.shown.log(m, m['iteration'])
                     bar.set_postfix(reward=f"{m['reward_mean']:.3f}", right=f"{m['accuracy']:.0%}", yes=f"{m['yes_rate'] or 0:.0%}", d=f"{m['d_prime_loglinear'] or 0:.2f}", refresh=False)
                     bar.update()
         except Stop:
@@ -254,6 +258,8 @@ def go(self:Campaign)->dict: # What `summary.json` holds; None in a helping proc
             left = f"{self.done} of {total} iterations are done and saved; the same command goes on from there"
             if 'time' in self.stop: return self.log(f"{self.args['max_hours']} hours are over: {left}")
             raise KeyboardInterrupt(left) from None
+        finally:
+            if self.shown: self.shown.finish()
         digest = self.save(self.out/'model')
     return self.summary(digest) if self.team.main else None
 
@@ -266,6 +272,8 @@ def is_over(self:Campaign)->bool:
     if t and not last and a['model_save_interval'] and t%a['model_save_interval']==0:
         self.save(self.out/'checkpoints'/f'iter{t:06d}', rolling=True)
         if self.team.main: prune(self.out/'checkpoints', a['keep_checkpoints'])
-    if last or due: self.held_out(t)
+    if last or due:
+        self.held_out(t)
+        self.shown.measured(self.measured[t], t)
     if due and best_of(self.measured, a['best_by'])['iteration']==t: self.save(self.out/'best')
     return last or bool(due) and no_longer_better(self.measured, a['best_by'], a['patience'])

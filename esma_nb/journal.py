@@ -35,14 +35,12 @@ def save_checkpoint(
     master,
     iteration:int, # How many steps the weights have behind them
     state:dict=None, # What the optimiser remembers, tensors by name
-    card:str=None, # A model card, for people who are given the folder
 )->str: # sha256 of the weights
     "Save the master as an ordinary Hugging Face folder, sealed with the fingerprints of its files."
     digest = fingerprint(master.state())
     with whole(folder) as draft, quiet():
         write_model(model, tokenizer, draft, master.state())
         if state: save_memory(state, draft/'optimizer.safetensors')
-        if card: (draft/'README.md').write_text(card, encoding='utf-8')
         seal(draft, iteration=iteration, model_sha256=digest)
     return digest
 

@@ -44,6 +44,7 @@ def test_the_same_bits(alone, tmp_path, n, update, order, seconds):
     script.write_text(ODD.format(order=order, seconds=seconds))
     subprocess.run([BIN/'torchrun', '--nproc_per_node', str(n), script, *TINY, *words, '--update', update, '--output_dir', out], check=True, env=ENV)
     assert digest(out)==expected
+    assert len((out/'records'/'before.jsonl').read_text().splitlines())==20
     last = json.loads((out/'metrics.jsonl').read_text().splitlines()[-1])
     assert ('exchange_seconds' in last)==(update=='sharded') and last['wait_seconds']>=0
 
