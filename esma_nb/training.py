@@ -105,9 +105,10 @@ def forecast(run)->str: # For people
         f"the run about {hours:.1f} hours\nmemory of a process: about {held/1e9:.1f} GB for weights, noise and optimiser; what rows of a batch need comes on top\n"
         "nothing was written; without --dry_run the run starts")
 
-def share(out:Path, command, repo_id, log): # A finished model, for other people
+def share(out:Path, repo_id, log): # A finished model, for other people
     from esma_nb.cards import upload,write_card
-    write_card(out, command)
+    from esma_nb.training import train # As a program, this page is running before `train` has its name
+    write_card(out, train)
     if repo_id: log(f"uploaded: {upload(out/'model', repo_id)}")
 
 def in_words(out:Path, result:dict)->str: # What the command prints at its end
@@ -173,7 +174,7 @@ def train(
     run = prepare(args, out, team, log, dry_run)
     if dry_run: return
     with held(out) if run and team.main else nullcontext(): result = run.go() if run else read_json(out/'summary.json')
-    if run and result: share(out, train, push_to_hub, log)
+    if run and result: share(out, push_to_hub, log)
     team.part()
     if result: log(in_words(out, result))
     return result
