@@ -7,6 +7,7 @@ __all__ = ['shapings', 'population', 'matrices', 'Master', 'fingerprint', 'stand
 
 # %% ../nbs/41_evolution.ipynb #4dfd0178
 from contextlib import contextmanager
+from copy import copy
 from hashlib import sha256
 import numpy as np
 import torch
@@ -94,6 +95,16 @@ def visit(self:Master, key:tuple, scale:float):
     with self.away() as go:
         go(key, scale)
         yield
+
+# %% ../nbs/41_evolution.ipynb #6aa9035d
+@patch
+def twin(self:Master,
+    params:dict, # Another working copy: what `write` writes to, by name
+)->Master: # The same master weights, noise and rule
+    "A master of another working copy; only the first one takes steps."
+    other = copy(self)
+    other.params = params
+    return other
 
 # %% ../nbs/41_evolution.ipynb #d0f2a5a6
 def fingerprint(

@@ -50,6 +50,7 @@ def check(args:dict):
     language(args['lang'])
     if args['shaping'] not in ('zscore', 'ranks'): raise ValueError(f"no shaping {args['shaping']!r}: choose zscore or ranks")
     if args['perturbation'] not in ('full', 'lowrank'): raise ValueError(f"no perturbation {args['perturbation']!r}: choose full or lowrank")
+    if args['abreast']<0: raise ValueError(f"{args['abreast']} members abreast: give 1 or more, or 0 to leave it to the machine")
     if args['rank']<1: raise ValueError(f"rank is {args['rank']}: a direction has at least rank 1")
     if args['update'] not in ('whole', 'sharded'): raise ValueError(f"no update {args['update']!r}: choose whole or sharded")
     if args['best_by'] not in best_scores: raise ValueError(f"no score {args['best_by']!r}: choose {', '.join(best_scores)}")
@@ -60,7 +61,7 @@ def check(args:dict):
     rule_named(args['optimizer'], args['momentum'], args['weight_decay'], {})
 
 # %% ../nbs/42_training.ipynb #5572839e
-may_change = ('num_iterations', 'batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints', 'noise_memory', 'device', 'update', 'best_by', 'patience', 'max_hours', 'log_with', 'push_to_hub')
+may_change = ('num_iterations', 'abreast', 'batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints', 'noise_memory', 'device', 'update', 'best_by', 'patience', 'max_hours', 'log_with', 'push_to_hub')
 
 def prepare(args:dict, out:Path, team, log, dry_run=False): # A `Campaign`, or None where there is nothing left to do
     "Load what a run needs, try it on one question, and only then claim its folder."
@@ -143,6 +144,7 @@ def train(
     weight_decay:float=0., # How strongly every step pulls back to the base model, times alpha
     clip:float=0., # Longest estimate, before it is multiplied by alpha; 0: any
     chat:bool=True, # Ask through the model's chat template
+    abreast:int=0, # Members who answer at the same time, each on its share of the cores; 0: on a CPU as many as are likely to be quicker, else 1
     batch_size:int=128, # Questions asked at once; halved when memory runs out
     max_input_length:int=128, # Longest prompt in tokens
     max_new_tokens:int=32, # Longest answer in tokens

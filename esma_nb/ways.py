@@ -126,7 +126,7 @@ class Clocked:
 
 # %% ../nbs/59_ways.ipynb #889955df
 defaults = dict(lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True, shaping='zscore', seed=1, max_input_length=128,
-    max_new_tokens=32, noise_memory=.2, dtype='auto', perturbation='full', rank=4, optimizer='sgd', momentum=0., weight_decay=0., update='whole')
+    max_new_tokens=32, noise_memory=.2, abreast=0, dtype='auto', perturbation='full', rank=4, optimizer='sgd', momentum=0., weight_decay=0., update='whole')
 
 def our_way(
     model:str, # As in `load_model`
@@ -139,19 +139,19 @@ def our_way(
     "One iteration of `esma_nb_train` after the other."
     together = changes.get('perturbation')=='lowrank'
     args = defaults | dict(population_size=size, batch_size=len(rows)*(size if together else 1)) | changes
-    c = Campaign(args, Path(), *load_model(model, 'float32', device), rows, [], Team(cpu=not torch.accelerator.is_available()), lambda line: None)
-    heard,log = [],[]
+    heard,log,team = [],[],Team(cpu=not torch.accelerator.is_available())
+    c = Campaign(args, Path(), *load_model(model, 'float32', device), rows, [], team, lambda line: None, lambda m: Clocked(reader_of(m), log))
     c.claim = claim or c.claim
-    c.ask = listening(local_ask(c.model, c.tokenizer, 2*args['batch_size'], read=lambda m: Clocked(reader_of(m), log)), heard)
+    c.places = [(m, listening(ask, heard)) for m,ask in c.places]
     if together: c.ask_crew = listening(c.ask_crew, heard)
     def run(t):
         heard.clear(), log.clear()
         _,outcomes,phases = c.generation(t, rows)
-        return in_phases(outcomes, phases, log) | dict(lengths=[n for _,n in heard])
+        return in_phases(outcomes, phases, log, c.abreast) | dict(lengths=[n for _,n in heard])
     return run
 
-def in_phases(outcomes, phases, log)->dict: # Seconds
-    read = {k: sum(s for phase,s in log if phase==k) for k in ('prefill', 'decode')}
-    noise,asked = (sum(o[k] for o in outcomes) for k in ('visit_seconds', 'score_seconds'))
+def in_phases(outcomes, phases, log, abreast)->dict: # Seconds; those of members who go side by side pass together
+    read = {k: sum(s for phase,s in log if phase==k)/abreast for k in ('prefill', 'decode')}
+    noise,asked = (sum(o[k] for o in outcomes)/abreast for k in ('visit_seconds', 'score_seconds'))
     parts = dict(noise=noise, **read, scoring=asked-sum(read.values())) if log else dict(answers=asked)
     return dict(seconds=phases['seconds'], **parts, update=phases['update_seconds'])
