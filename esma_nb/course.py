@@ -41,6 +41,7 @@ class Course:
         import torch
         from esma_nb.generation import local_ask
         from esma_nb.models import pick_dtype
+        from esma_nb.trackers import Tracker
         a,device = self.args,self.model.device
         how = {k: a[k] for k in ('lang', 'max_new_tokens', 'chat')}
         self.claim,self.asked = claim_named('meta', **how),claim_named('meta', **how, meta_chat=a['meta_chat'])
@@ -53,6 +54,7 @@ class Course:
         self.some = sample_rows(self.rows, min(len(self.rows), len(self.val)), a['seed'])
         self.total = a['num_epochs']*ceil(len(self.rows)/a['batch_size'])
         self.done,self.measured,self.learned,self.labels,self.lines,self.stop = 0,{},{},{},[],[]
+        self.shown = Tracker('none', self.out)
 
 # %% ../nbs/43b_course.ipynb #854af3a4
 @patch
@@ -116,7 +118,9 @@ def flush(self:Course):
     if not self.lines: return
     total = {k: sum(m[k] for m in self.lines) for k in ('loss', 'grad_norm', 'tokens', 'seconds')}
     means = {k: total[k]/len(self.lines) for k in ('loss', 'grad_norm')}
-    if self.team.main: append_lines(self.out/'metrics.jsonl', [self.lines[-1] | total | means])
+    line = self.lines[-1] | total | means
+    if self.team.main: append_lines(self.out/'metrics.jsonl', [line])
+    self.shown.log(line, line['iteration'])
     self.lines = []
 
 # %% ../nbs/43b_course.ipynb #46377a79
@@ -176,17 +180,22 @@ def due(self:Course, t:int):
     if t and keep and t%keep==0 and t<self.total:
         self.save(self.out/'checkpoints'/f'iter{t:06d}', self.optimizer)
         if self.team.main: prune(self.out/'checkpoints', self.args['keep_checkpoints'])
-    if t==self.total or (t and every and t%every==0): self.held_out(t)
+    if t==self.total or (t and every and t%every==0):
+        self.held_out(t)
+        self.shown.measured(self.measured[t], t)
 
 @patch
 def go(self:Course)->dict: # What `summary.json` holds; None in a helping process
     "Measure, learn, measure, save; whatever is already on disk is taken from there."
     from tqdm import tqdm
     from esma_nb.journal import Stop,patient_interrupt
+    from esma_nb.trackers import tracker
     with patient_interrupt() as self.stop:
         try:
             self.held_out(0)
             self.open_books()
+            self.shown = tracker(self.args['log_with'], self.out, self.args, held_out=self.measured, main=self.team.main, say=self.log)
+            if self.shown.hint: self.log(self.shown.hint)
             hidden = None if self.team.main else True
             with tqdm(total=self.total, initial=self.done, unit='step', disable=hidden) as bar:
                 self.due(self.done)
@@ -196,9 +205,11 @@ def go(self:Course)->dict: # What `summary.json` holds; None in a helping proces
                     bar.update()
                     self.due(self.done)
                     self.between()
+                self.flush()
         except Stop:
             if self.done: self.save(self.out/'checkpoints'/f'iter{self.done:06d}', self.optimizer)
             raise KeyboardInterrupt(f"{self.done} of {self.total} steps are done and saved; "
                 "the same command goes on from there") from None
+        finally: self.shown.finish()
         digest = self.save(self.out/'model')
     return self.summary(digest) if self.team.main else None

@@ -113,8 +113,9 @@ def fingerprint(
     "Names and bits of `weights` as one number; equal if and only if every bit is."
     h = sha256()
     for n in sorted(weights):
-        h.update(f'{n} {weights[n].dtype} {tuple(weights[n].shape)}'.encode())
-        h.update(weights[n].detach().cpu().contiguous().view(torch.uint8).numpy())
+        w = weights[n]
+        h.update(f'{n} {w.dtype} {tuple(w.shape)}'.encode())
+        h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
 @patch

@@ -125,8 +125,10 @@ def kind_of(prompt)->tuple: # Prompts of one kind begin alike, and speak alike l
 def token_memory(tokenizer, max_input_length): # From prompts to their ids, and to the ids of yes and no by language
     known,words = {},{}
     def ids_of(prompts):
+        nonlocal known
         new = [p for p in dict.fromkeys(prompts) if p not in known]
-        known.update(zip(new, encode(tokenizer, new, max_input_length)))
+        found = known | dict(zip(new, encode(tokenizer, new, max_input_length)))
+        known = {p: found[p] for p in prompts}
         for lang in {p.lang for p in new if p.lang} - words.keys():
             words[lang] = [single_tokens(tokenizer, s(lang)) for s in (yes_spellings, no_spellings)]
         return [known[p] for p in prompts],words

@@ -51,13 +51,16 @@ def save_memory(state, path): # A full disk is an OSError whoever notices it
 def load_weights(
     master, # Its weights and its working copy are overwritten, and what its rule remembers
     folder:Path, # Of a checkpoint
+    cut=lambda name, whole: whole, # From a whole tensor to what the master holds of it
 ):
     "Put a checkpoint's weights into the master."
     missing,memory = set(master.weights),folder/'optimizer.safetensors'
-    if master.rule: master.rule.state.update(load_file(memory, str(next(iter(master.weights.values())).device)) if memory.exists() else {})
+    for k,v in (load_file(memory) if master.rule and memory.exists() else {}).items():
+        n = k.partition('/')[2]
+        master.rule.state[k] = cut(n, v).flatten().to(master.weights[n].device)
     for path in sorted(folder.glob('model*.safetensors')):
         with safe_open(path, 'pt') as f:
-            for n in missing & set(f.keys()): master.weights[n].copy_(f.get_tensor(n))
+            for n in missing & set(f.keys()): master.weights[n].copy_(cut(n, f.get_tensor(n)))
             missing -= set(f.keys())
     if missing: raise ValueError(f"{folder} lacks {len(missing)} tensors, {min(missing)} among them")
     master.write()
@@ -76,6 +79,7 @@ def resume(
     checkpoints:Path, # Folder of folders, perhaps not there
     journal:list, # Its lines
     log, # Told of each checkpoint that cannot be used
+    load=load_weights, # From a master and a folder
 ):
     "Start from the newest good checkpoint, or from the base model, and replay the rest of the journal."
     start = 0
@@ -83,7 +87,7 @@ def resume(
         try:
             facts = check_seal(folder)
             if facts['iteration']>len(journal): continue
-            load_weights(master, folder)
+            load(master, folder)
             start = facts['iteration']
             break
         except (ValueError, SafetensorError) as e: log(f"{e}: going back to an earlier state")

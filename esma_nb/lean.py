@@ -17,7 +17,7 @@ def reads_lean(
     model, # A causal language model
 )->bool: # Is it of the family, and does it attend to all of its past?
     "Whether `LeanReader` knows how to run this model."
-    if type(model).__name__ not in lean_types or not shares_prefixes(model): return False
+    if type(model).__name__ not in lean_types or not shares_prefixes(model) or len({p.device for p in model.parameters()})>1: return False
     return getattr(model.model.rotary_emb, 'rope_type', 'default') not in ('dynamic', 'longrope')
 
 def turned(x, cos, sin): # Rotary position embedding (Su et al. 2021)

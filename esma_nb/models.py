@@ -46,24 +46,25 @@ def find_smollm2(): # Part of `find_model`
 def load_model(
     name:str, # As in `find_model`
     dtype:str='auto', # `float32`, `bfloat16`, or `auto`: bfloat16 on an accelerator, float32 on a CPU
-    device:str='auto', # `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: an accelerator if there is one
+    device:str='auto', # `cpu`, `cuda`, `cuda:1`, `mps`, `auto`: an accelerator if there is one, or `map`: layers spread over all accelerators
 ): # `(model, tokenizer)`, the model in evaluation mode
     "Load a causal language model and its tokenizer; only safetensors and GGUF are read, and no code that comes with a model is run."
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    place,device = find_model(name),pick_device(device)
+    place,spread,device = find_model(name),dict(device_map='balanced') if device=='map' else {},pick_device(device)
     try:
         with quiet():
             if getattr(AutoConfig.from_pretrained(**place), 'is_encoder_decoder', False): raise ValueError('it is an encoder-decoder, and this method needs a causal model')
-            model = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), **({} if 'gguf_file' in place else dict(use_safetensors=True)))
+            model = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), **({} if 'gguf_file' in place else dict(use_safetensors=True)), **spread)
             tokenizer = AutoTokenizer.from_pretrained(**place)
     except (OSError, ValueError) as e: raise ValueError(f"cannot load model {name!r}: {explain(e)}") from e
-    return forget_gguf(model).to(device).eval().requires_grad_(False), tokenizer
+    if any(p.is_meta for p in model.parameters()): raise ValueError(f"{name} does not fit into the memory of this machine's accelerators, and members are written into weights that are there: use more devices, or --tensor_parallel")
+    return (forget_gguf(model) if spread else forget_gguf(model).to(device)).eval().requires_grad_(False), tokenizer
 
 # %% ../nbs/20_models.ipynb #62109703
 def pick_device(device): # Part of `load_model`
-    if device=='auto': return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    if device in ('auto', 'map'): return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     try: return torch.device(device)
-    except RuntimeError: raise ValueError(f"no device {device!r}: use cpu, cuda, cuda:1, mps or auto") from None
+    except RuntimeError: raise ValueError(f"no device {device!r}: use cpu, cuda, cuda:1, mps, auto or map") from None
 
 def pick_dtype(dtype, device): # Part of `load_model`
     known = dict(float32=torch.float32, bfloat16=torch.bfloat16, auto=torch.float32 if device.type=='cpu' else torch.bfloat16)
@@ -131,10 +132,10 @@ def save_model(
 
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that somebody else keeps whole
     mine = dict(model.named_parameters()) | dict(model.named_buffers())
-    state = {n: t for n,t in model.state_dict().items() if n in mine} | (weights or {})
+    state = {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
     try: model.save_pretrained(folder, state_dict=state)
     except SafetensorError as e: raise OSError(str(e)) from e
     tokenizer.save_pretrained(folder)
     config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
-    dtype = str(next(iter((weights or state).values())).dtype).removeprefix('torch.')
+    dtype = str(state[next(iter(weights or state))].dtype).removeprefix('torch.')
     write_json(Path(folder)/'config.json', config | dict(dtype=dtype))

@@ -85,7 +85,7 @@ class Reader:
             if self.tell: self.tell(runs(groups))
             _,cache = forward(self.model, head_ids, head_mask)
             which = torch.tensor([groups.index(k) for k in kinds], device=device)
-            cache.batch_select_indices(which)
+            cache.batch_select_indices(which.cpu()) # Layers may be on several devices
             mask = torch.cat([head_mask[which], mask], 1)
         self.mask = mask
         if self.tell: self.tell(runs(kinds))
@@ -98,7 +98,7 @@ class Reader:
         return logits
 
     def keep(self, rows): # Their indices, ascending
-        self.cache.batch_select_indices(rows)
+        self.cache.batch_select_indices(rows.cpu())
         self.mask = self.mask[rows]
         if self.tell:
             self.kinds = [self.kinds[i] for i in rows.tolist()]

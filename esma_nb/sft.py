@@ -35,6 +35,8 @@ def resolve(
 # %% ../nbs/43c_sft.ipynb #89d9e67d
 def check(args:dict):
     "Refuse what cannot work before anything is loaded or written."
+    from esma_nb.cards import may_upload
+    from esma_nb.trackers import known_tracker
     if not args['learning_rate']>0: raise ValueError(f"learning_rate is {args['learning_rate']}: a step has a length above 0")
     if not 0<=args['warmup_ratio']<1: raise ValueError(f"warmup_ratio is {args['warmup_ratio']}: a share from 0 to below 1")
     if not args['max_grad_norm']>0: raise ValueError(f"max_grad_norm is {args['max_grad_norm']}: give a length above 0")
@@ -42,9 +44,11 @@ def check(args:dict):
         if args[k]<1: raise ValueError(f"{k} is {args[k]}: give 1 or more")
     if (args['label_interval'] or 0)<0: raise ValueError(f"label_interval is {args['label_interval']}: give a number of steps, or 0 for once")
     language(args['lang'])
+    known_tracker(args['log_with'])
+    if args['push_to_hub']: may_upload(args['push_to_hub'])
 
 # %% ../nbs/43c_sft.ipynb #bb6db84c
-may_change = 'eval_batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints', 'device'
+may_change = 'eval_batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints', 'device', 'log_with', 'push_to_hub'
 
 def prepare(args:dict, out:Path, teach, team, log): # A `Course`, or None where there is nothing left to do
     "Load what a course needs, try it on one question, and only then claim its folder."
@@ -65,16 +69,18 @@ def prepare(args:dict, out:Path, teach, team, log): # A `Course`, or None where 
     team.wait()
     return course
 
-def run(args:dict, output_dir:str, teach)->dict: # What `summary.json` holds; None in a helping process
-    "Check, prepare, go, and say how it went."
+def run(args:dict, output_dir:str, teach, by)->dict: # What `summary.json` holds; None in a helping process
+    "Check, prepare, go, and say how it went; the card names `by`, the command."
     check(args)
     out = Path(output_dir or f"out/{Path(args['model']).name}-{args['task']}-seed{args['seed']}")
+    from esma_nb.cards import share
     from esma_nb.population import Team
     team = Team(cpu=args['device']=='cpu')
     def log(text):
         if team.main: print(text, flush=True)
     course = prepare(args, out, teach, team, log)
     result = course.go() if course else json.loads((out/'summary.json').read_text(encoding='utf-8'))
+    if course and team.main: share(out, by, args['push_to_hub'], log)
     team.part()
     if team.main: log(in_words(out, result))
     return result
@@ -107,12 +113,14 @@ def sft(
     dtype:str='auto', # What examples are read in: float32, bfloat16, or auto, bfloat16 on an accelerator
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
     seed:int=42, # Names the run: its questions and their order
+    log_with:str='none', # Show the run in tensorboard, wandb, trackio or mlflow too; the local files are always written
+    push_to_hub:str=None, # Upload the finished model to the hub under this name, private at first
     output_dir:str=None, # Where everything goes; default: out/MODEL-sft-seedSEED
 ):
     "Teach a model answers by gradient, and measure what it learned beside what it was not told."
     args = resolve('sft', {k: v for k,v in locals().items() if k!='output_dir'})
     from esma_nb.examples import teach_answers
-    return run(args | dict(label_interval=None), output_dir, teach_answers)
+    return run(args | dict(label_interval=None), output_dir, teach_answers, sft)
 
 # %% ../nbs/43c_sft.ipynb #f5b51152
 @command
@@ -144,9 +152,11 @@ def sft_meta(
     dtype:str='auto', # What examples are read in: float32, bfloat16, or auto, bfloat16 on an accelerator
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
     seed:int=42, # Names the run: its questions and their order
+    log_with:str='none', # Show the run in tensorboard, wandb, trackio or mlflow too; the local files are always written
+    push_to_hub:str=None, # Upload the finished model to the hub under this name, private at first
     output_dir:str=None, # Where everything goes; default: out/MODEL-sft_meta-seedSEED
 ):
     "Teach a model by gradient to say Yes where its answer is right and No where it is wrong."
     args = resolve('sft_meta', {k: v for k,v in locals().items() if k!='output_dir'})
     from esma_nb.examples import teach_both,teach_claims
-    return run(args | (dict(label_interval=0) if answers else {}), output_dir, teach_both if answers else teach_claims)
+    return run(args | (dict(label_interval=0) if answers else {}), output_dir, teach_both if answers else teach_claims, sft_meta)

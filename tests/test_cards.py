@@ -79,6 +79,23 @@ def test_the_card_of_a_real_run(run):
     assert {k: again[k] for k in args}==args
     assert read_json(run/'summary.json')['model_sha256'] in text and 'private' not in text
 
+@pytest.mark.parametrize('task,more,says', [('sft', {}, 'on the answers to questions'), ('sft_meta', {}, 'by gradient (SFT) to say truthfully'),
+    ('sft_meta', dict(answers=True), 'and the answers with it')])
+def test_the_card_of_a_gradient_run(tmp_path, task, more, says):
+    import shlex
+    import esma_nb.sft
+    out,command = tmp_path/'private',getattr(esma_nb.sft, task)
+    command(num_samples=4, num_val_samples=20, num_epochs=1, batch_size=2, device='cpu', output_dir=str(out), **more)
+    text = (out/'model'/'README.md').read_text(encoding='utf-8')
+    about = ModelCard(text)
+    assert about.data.tags==['esma_nb', 'metacognition', 'sft'] and says in text and 'evolution' not in text
+    assert f'after 2 iterations of `esma_nb_{task}`' in text and 'private' not in text
+    line = next(l for l in text.splitlines() if l.startswith(f'esma_nb_{task} '))
+    parser,args = parser_of(command),read_json(out/'args.json')['args']
+    again = vars(parser.parse_args(known_spelling(parser, shlex.split(line)[1:])))
+    assert {k: args[k] for k in again if k in args}=={k: v for k,v in again.items() if k in args}
+    check_seal(out/'model')
+
 def test_hostile_names_stay_text(run, tmp_path):
     import shutil
     from esma_nb.training import train

@@ -84,3 +84,21 @@ def test_a_run_that_its_own_reader_opens(name, tmp_path):
     files = [p for p in (out/name).rglob('*') if p.is_file() and not p.name.startswith('debug')]
     hidden = secrets[:2] if name=='mlflow' else secrets
     assert files and not [(p, s) for p in files for s in hidden if s in p.read_bytes()]
+
+def test_a_gradient_run_is_mirrored_too(tmp_path):
+    "Every line of its metrics, and what was measured; a second start, which finds nothing to do, shows nothing twice."
+    from esma_nb.runs import read_json,read_lines
+    from esma_nb.sft import sft_meta
+    if not find_spec('tensorboard'): pytest.skip('tensorboard is not installed')
+    out = tmp_path/'run'
+    for _ in range(2): sft_meta(num_samples=24, num_val_samples=20, num_epochs=1, batch_size=2, device='cpu', evaluate_interval=6, log_with='tensorboard', output_dir=str(out))
+    lines = read_lines(out/'metrics.jsonl')
+    steps,losses = zip(*in_tensorboard(out, 'train/loss'))
+    assert list(steps)==[m['iteration'] for m in lines] and losses==pytest.approx([m['loss'] for m in lines])
+    assert [t for t,_ in in_tensorboard(out, 'held_out/accuracy')]==[0, 6, 12]
+    assert in_tensorboard(out, 'held_out/auroc')[-1][1]==pytest.approx(read_json(out/'summary.json')['after']['auroc'])
+
+def test_a_gradient_run_refuses_an_unknown_tracker(tmp_path):
+    from esma_nb.sft import sft
+    with pytest.raises(ValueError, match='choose tensorboard'): sft(log_with='comet', output_dir=str(tmp_path/'run'))
+    assert not (tmp_path/'run').exists()

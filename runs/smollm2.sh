@@ -1,0 +1,10 @@
+# SmolLM2-135M-Instruct, before and after evolution; what these wrote is in runs/smollm2, without the words of the questions (tools/bare_records.py).
+# Two cores that others used too, no accelerator: each folder's args.json has versions, machine and commit. data has the sets in their hub's shape.
+esma_nb_eval --model smollm2 --dtype bfloat16 --dataset trivia_qa --split train --data_dir data/trivia_qa --num_samples 5000 --batch_size 128 --output_dir out/pass
+for set in trivia_qa nq_open web_questions; do
+    esma_nb_eval --model smollm2 --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/base-$set
+done
+
+# Questions of which it knows half; then the paper's reward, stopped after 30 iterations (the wrong half was drawn with seed=42 then, see the page)
+python tools/half_known.py out/pass out/half_known.jsonl
+esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 50 --evaluate_interval 10 --model_save_interval 10 --output_dir out/esma
