@@ -37,7 +37,7 @@ class Group:
         mine = dict(store=PrefixStore(f'group {self.rank}', self.store), rank=me%hold, world_size=hold)
         self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), **mine)
         if not is_initialized(): init_process_group('gloo', **mine) # One process, which accelerate leaves alone
-        self.talk = new_group(backend='gloo', timeout=patience)
+        self.talk = new_group(backend='gloo', timeout=patience) if hold>1 else None
 
     @contextmanager
     def talking(self): # Around whatever waits for others
@@ -65,7 +65,8 @@ class Group:
 def say(self:Group, order=None): # What the first process says; None is the end
     from torch.distributed import broadcast_object_list
     said = [order]
-    with self.talking(): broadcast_object_list(said, 0, group=self.talk)
+    with self.talking():
+        if self.talk: broadcast_object_list(said, 0, group=self.talk)
     return said[0]
 
 @patch
@@ -216,7 +217,7 @@ def agreed(
     from torch.distributed import broadcast
     def chosen(logits, seen):
         tokens = choose(logits, seen).cpu()
-        broadcast(tokens, 0, group=group.talk)
+        if group.talk: broadcast(tokens, 0, group=group.talk)
         return tokens.to(logits.device)
     return chosen
 
