@@ -78,6 +78,7 @@ def working_dtype(
     "What to compute members in: for `auto` bfloat16, wherever there are instructions for it."
     pick_dtype(dtype, device)
     if dtype!='auto': return dtype
+    if device.type=='cuda': return 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float32'
     able = getattr(torch.cpu, 'get_capabilities', dict)()
     return 'bfloat16' if device.type!='cpu' or able.get('avx512_bf16') or able.get('amx_bf16') else 'float32'
 
@@ -133,9 +134,9 @@ def save_model(
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that somebody else keeps whole
     mine = dict(model.named_parameters()) | dict(model.named_buffers())
     state = {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
-    try: model.save_pretrained(folder, state_dict=state)
+    dtype = str(state[next(iter(weights or state))].dtype).removeprefix('torch.')
+    try: model.save_pretrained(folder, state_dict=state) # May empty `state`
     except SafetensorError as e: raise OSError(str(e)) from e
     tokenizer.save_pretrained(folder)
     config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
-    dtype = str(state[next(iter(weights or state))].dtype).removeprefix('torch.')
     write_json(Path(folder)/'config.json', config | dict(dtype=dtype))
