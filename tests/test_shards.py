@@ -73,6 +73,7 @@ def test_refused_in_one_line(tmp_path, n, words, reason):
 
 def test_two_hosts(alone, tmp_path):
     "Two launches that meet at a rendezvous, as on two machines that share a file system."
+    slow()
     import socket
     with socket.socket() as s:
         s.bind(('localhost', 0))
