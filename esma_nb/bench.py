@@ -17,6 +17,7 @@ from .controls import grid
 def in_turns(
     ways:dict, # By name a function from an iteration's number to its seconds by phase, and `lengths`
     repeats:int, # Measured turns, after one to warm up
+    device, # Of torch; whose memory is watched
     progress=partial(print, flush=True), # Told of every iteration
 )->dict: # By name: the median of each phase, and the most memory beyond what was held before
     "Take turns, so that a slow minute is slow for all."
@@ -25,7 +26,7 @@ def in_turns(
     for t in range(repeats+1):
         for name,run in ways.items():
             gc.collect()
-            result,more = with_peak(lambda: run(t))
+            result,more = with_peak(lambda: run(t), device)
             if t: found[name].append(result | dict(memory=more))
             progress(f"{name}: {result['seconds']:.2f} s{'' if t else ' (to warm up)'}")
     def middle(runs, k): return None if any(r[k] is None for r in runs) else median(r[k] for r in runs)
@@ -87,7 +88,7 @@ def machine(
 )->str: # For people
     "Where this was measured."
     import torch
-    name = torch.cuda.get_device_name() if device.type=='cuda' else torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
+    name = torch.cuda.get_device_name(device) if device.type=='cuda' else torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 titles = dict(naive='naive loop, float32', bfloat16='naive loop, bfloat16', same='same work, {dtype}', default='default, {dtype}', lowrank='default, rank {rank}, {dtype}')
@@ -134,7 +135,7 @@ def bench(
     precision = {title: p for title,(_,p) in chosen.items()}
     limits = {d: machine_limits(place, getattr(torch, d)) for d in dict.fromkeys(['float32', *precision.values()])}
     prompts = [encode(tokenizer, [f(r['question']) for r in rows]) for f in (direct_prompt, meta_prompt)]
-    result = judged(in_turns({title: way for title,(way,_) in chosen.items()}, repeats), net, prompts, limits, precision)
+    result = judged(in_turns({title: way for title,(way,_) in chosen.items()}, repeats, place), net, prompts, limits, precision)
     about = dict(machine=machine(place), model=model, dataset=dataset, population_size=population_size, num_data_per_iteration=len(rows), repeats=repeats,
         limits=limits, weights=sum(p.numel() for p in net.parameters()), ways=result)
     if json: write_json(json, about)
