@@ -6,7 +6,7 @@
 __all__ = ['parser_of', 'fail', 'known_spelling', 'options_in', 'run_command', 'command']
 
 # %% ../nbs/04_commands.ipynb #c720532d
-import re,sys
+import os,re,sys
 from argparse import ArgumentParser
 from functools import wraps
 from pathlib import Path
@@ -77,7 +77,12 @@ def run_command(
     except (ValueError, OSError) as e: fail(p.prog, e)
     args = vars(p.parse_args(words))
     debug = [args.pop(k) for k in ('pdb', 'xtra', 'config', 'debug')][-1]
-    try: f(**args)
+    try:
+        f(**args)
+        sys.stdout.flush()
+    except BrokenPipeError: # Whoever was reading has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141)
     except KeyboardInterrupt as e:
         print(f"{p.prog}: interrupted{f': {e}' if str(e) else ''}", file=sys.stderr)
         raise SystemExit(130)

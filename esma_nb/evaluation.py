@@ -219,6 +219,7 @@ def eval_model(
     result = scores(with_bar(path, len(rows), work)).asdict()
     write_json(out/'summary.json', dict(scores=result, counts=counts, choices=made))
     report(out)
+    print(f"\nesma_nb_report {out} draws it, esma_nb_compare {out} OTHER tells it from another run")
     return result
 
 # %% ../nbs/30_evaluation.ipynb #28d85917

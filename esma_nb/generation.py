@@ -38,7 +38,7 @@ def own_sampling(
     if g.do_sample and (g.top_p or 1)<1: steps.append(TopPLogitsWarper(g.top_p))
     if g.do_sample and g.min_p: steps.append(MinPLogitsWarper(g.min_p))
     def choose(logits, seen):
-        scores = steps(torch.nn.utils.rnn.pad_sequence([torch.tensor(s, device=logits.device) for s in seen], batch_first=True, padding_value=seen[0][0]), logits.float())
+        scores = steps(torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in seen], batch_first=True, padding_value=seen[0][0]).to(logits.device), logits.float())
         if not g.do_sample: return scores.argmax(-1)
         draws = torch.tensor([uniform(seed, s) for s in seen], device=logits.device)
         below = scores.softmax(-1).cumsum(-1)
@@ -63,11 +63,13 @@ def generate(
     reader = read(model)
     logits = reader.start([rows[i] for i in order], [kinds[i] for i in order], max(limits))
     first,ends,replies,live = logits[torch.tensor(order).argsort()],end_tokens(model),[[] for _ in rows],order
+    seen = [list(r) for r in rows]
     while True:
-        tokens = choose(logits, [rows[i]+replies[i] for i in live])
+        tokens = choose(logits, [seen[i] for i in live])
         talking = []
         for j,(i,token) in enumerate(zip(live, tokens.tolist())):
-            if len(replies[i])<limits[i] and not (replies[i] and replies[i][-1] in ends): replies[i].append(token)
+            if len(replies[i])<limits[i] and not (replies[i] and replies[i][-1] in ends):
+                for line in (replies[i], seen[i]): line.append(token)
             if len(replies[i])<limits[i] and replies[i][-1] not in ends: talking.append(j)
         if not talking: return replies,first
         if len(talking) <= 0.9*len(live):

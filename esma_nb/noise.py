@@ -38,14 +38,14 @@ def generator_of(key, name, device='cpu'): # At the beginning of its stream
 # %% ../nbs/40_noise.ipynb #7cc8fdb4
 stretch = 2**18 # Numbers that a core keeps near
 
-def slices(size:int): # Of a flat tensor; none but an only one has fewer than 16 numbers
-    ends = [*range(stretch, size-15, stretch), size]
+def slices(size:int, device='cpu'): # Of a flat tensor, which an accelerator takes whole; none but an only one has fewer than 16 numbers
+    ends = [*(range(stretch, size-15, stretch) if torch.device(device).type=='cpu' else ()), size]
     return [slice(a, b) for a,b in zip([0, *ends], ends)]
 
 def in_parts(key:tuple, name:str, shape, device='cpu'): # Slices of the flat tensor, each with its numbers
     "The same as `direction` piece by piece; a piece is overwritten when the next one is asked for."
     size = torch.Size(shape).numel()
-    if torch.device(device).type!='cpu': return [(slice(0, size), direction(key, name, shape, device).view(-1))]
+    if torch.device(device).type!='cpu': return ((at, direction(key, name, shape, device).view(-1)) for at in slices(size, device))
     generator,room = generator_of(key, name),torch.empty(min(size, stretch+15))
     return ((at, torch.randn(at.stop-at.start, generator=generator, out=room[:at.stop-at.start])) for at in slices(size))
 

@@ -32,6 +32,7 @@ class Team:
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
     ):
         import torch
+        import torch.distributed.nn.functional # Imported later, its default arguments would keep the group alive beyond the end, where its threads abort
         from accelerate import PartialState
         self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), **own_store())
         self.rank,self.size,self.main = self.state.process_index,self.state.num_processes,self.state.is_main_process

@@ -24,8 +24,9 @@ class Group:
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
         environment=os.environ, # Where torchrun says who and where we are
     ):
+        import torch.distributed.nn.functional # As in `Team`
         from accelerate import PartialState
-        from torch.distributed import PrefixStore,TCPStore,init_process_group,is_initialized,new_group
+        from torch.distributed import PrefixStore,TCPStore,init_process_group,new_group
         e,patience = environment,timedelta(hours=2)
         n,me = int(e.get('WORLD_SIZE', 1)),int(e.get('RANK', 0))
         if n%hold or 'TORCHELASTIC_RESTART_COUNT' not in e:
@@ -34,9 +35,9 @@ class Group:
         self.rounds,self.acting = 0,False
         common = TCPStore(e['MASTER_ADDR'], int(e['MASTER_PORT']), n, is_master=False, timeout=patience)
         self.store = PrefixStore(f"groups of attempt {e['TORCHELASTIC_RESTART_COUNT']}", common)
-        mine = dict(store=PrefixStore(f'group {self.rank}', self.store), rank=me%hold, world_size=hold)
-        self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), **mine)
-        if not is_initialized(): init_process_group('gloo', **mine) # One process, which accelerate leaves alone
+        cpu = cpu or not torch.accelerator.is_available()
+        if hold>1: init_process_group('gloo' if cpu else 'nccl', store=PrefixStore(f'group {self.rank}', self.store), rank=me%hold, world_size=hold, timeout=patience)
+        self.state = PartialState(cpu=cpu)
         self.talk = new_group(backend='gloo', timeout=patience) if hold>1 else None
 
     @contextmanager

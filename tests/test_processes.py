@@ -6,6 +6,7 @@ import pytest
 BIN = Path(sys.executable).parent
 TINY = ('--num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 --num_val_samples 20 --batch_size 32 '
     '--model_save_interval 2 --seed 5').split()
+if os.environ.get('ESMA_NB_RECIPE')=='demo': TINY = ['--seed', '42'] # The whole demo recipe, for runs/processes_bits.txt
 WAYS = dict(full=[], lowrank=['--perturbation', 'lowrank', '--rank', '2'], adam=['--optimizer', 'adam', '--alpha', '.001', '--alpha_schedule', 'cosine', '--weight_decay', '.1', '--clip', '2'])
 ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
 
@@ -44,7 +45,7 @@ def test_the_same_bits(alone, tmp_path, n, update, order, seconds):
     script.write_text(ODD.format(order=order, seconds=seconds))
     subprocess.run([BIN/'torchrun', '--nproc_per_node', str(n), script, *TINY, *words, '--update', update, '--output_dir', out], check=True, env=ENV)
     assert digest(out)==expected
-    assert len((out/'records'/'before.jsonl').read_text().splitlines())==20
+    assert len((out/'records'/'before.jsonl').read_text().splitlines())==json.loads((out/'args.json').read_text())['args']['num_val_samples']
     last = json.loads((out/'metrics.jsonl').read_text().splitlines()[-1])
     assert ('exchange_seconds' in last)==(update=='sharded') and last['wait_seconds']>=0
 
@@ -59,3 +60,20 @@ def test_an_optimiser_goes_on_where_it_stopped(alone, tmp_path):
     start(2, ['--model_save_interval', '1', '--max_hours', '.0008'])
     start(1, [])
     assert digest(out)==expected
+
+PARTED = '''
+import os
+from pathlib import Path
+from esma_nb.models import load_model
+from esma_nb.population import Team
+team = Team(cpu=True)
+load_model('demo', 'float32', 'cpu')
+team.part()
+alive = [n for n in ((t/'comm').read_text() for t in Path('/proc/self/task').iterdir()) if 'gloo' in n]
+assert not alive, alive
+'''
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
+def test_who_parts_leaves_no_thread_that_python_could_not_end(tmp_path):
+    (tmp_path/'parted.py').write_text(PARTED)
+    subprocess.run([BIN/'torchrun', '--nproc_per_node', '2', tmp_path/'parted.py'], check=True, env=ENV)
