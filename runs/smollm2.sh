@@ -8,3 +8,9 @@ done
 # Questions of which it knows half; then the paper's reward, stopped after 30 iterations (the wrong half was drawn with seed=42 then, see the page)
 python tools/half_known.py out/pass out/half_known.jsonl
 esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 50 --evaluate_interval 10 --model_save_interval 10 --output_dir out/esma
+
+# The same with a reward by degrees, and the wrong half drawn as it should be; it was stopped and went on several times
+esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --reward_type brier --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 50 --evaluate_interval 10 --model_save_interval 10 --output_dir out/brier
+for set in trivia_qa nq_open web_questions; do
+    esma_nb_eval --model out/brier/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/brier-$set
+done
