@@ -14,3 +14,9 @@ esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 2
 for set in trivia_qa nq_open web_questions; do
     esma_nb_eval --model out/brier/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/brier-$set
 done
+
+# Another way to ask, other languages; MODEL and TAG: smollm2 and base, then out/brier/model and brier
+esma_nb_eval --model MODEL --dtype bfloat16 --dataset trivia_qa --data_dir data/trivia_qa --num_samples 500 --claim idk --output_dir out/TAG-trivia_qa-idk
+for lang in ko zh_cn es; do
+    esma_nb_eval --model MODEL --dtype bfloat16 --dataset mkqa --data_dir data/mkqa --lang $lang --num_samples 200 --output_dir out/TAG-mkqa-$lang
+done
