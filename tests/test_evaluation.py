@@ -10,21 +10,21 @@ def run(*words): return subprocess.run([str(w) for w in words], capture_output=T
 def table(text): return [l for l in text.splitlines() if l.startswith(('|', '-'))]
 
 def test_interrupted_and_continued(tmp_path):
-    out,words = tmp_path/'eval',[BIN/'esma_nb_eval', '--num-samples', '200', '--batch-size', '10', '--output-dir', tmp_path/'eval']
+    out,words = tmp_path/'eval',[BIN/'esma_nb_eval', '--num-samples', '480', '--batch-size', '5', '--output-dir', tmp_path/'eval']
     path = out/'records'/'meta.jsonl'
     p = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
-    while p.poll() is None and not (path.exists() and path.read_text().count('\n')>=50): time.sleep(.002)
+    while p.poll() is None and not (path.exists() and path.read_text().count('\n')>=10): time.sleep(.002)
     p.send_signal(signal.SIGINT)
     _,err = p.communicate()
     assert p.returncode==130 and 'the same command goes on from there' in err and err.count('\n')==1, err
     early = path.read_text()
-    assert f"{early.count(chr(10))} of 200 questions are done" in err
-    assert 50<=early.count('\n')<200
+    assert f"{early.count(chr(10))} of 480 questions are done" in err
+    assert 10<=early.count('\n')<480
     done = run(*words)
     assert done.returncode==0, done.stderr
-    assert path.read_text().startswith(early) and path.read_text().count('\n')==200
+    assert path.read_text().startswith(early) and path.read_text().count('\n')==480
     ids = [json.loads(l)['question_id'] for l in path.open(encoding='utf-8')]
-    assert len(set(ids))==200
+    assert len(set(ids))==480
     scored = run(BIN/'esma_nb_score', out)
     assert table(scored.stdout)==table(done.stdout)!=[]
 
