@@ -12,7 +12,8 @@ def table(text): return [l for l in text.splitlines() if l.startswith(('|', '-')
 def test_interrupted_and_continued(tmp_path):
     out,words = tmp_path/'eval',[BIN/'esma_nb_eval', '--num-samples', '480', '--batch-size', '5', '--output-dir', tmp_path/'eval']
     path = out/'records'/'meta.jsonl'
-    p = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    p = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # Who runs the tests in the background may have had it ignored
     while p.poll() is None and not (path.exists() and path.read_text().count('\n')>=10): time.sleep(.002)
     p.send_signal(signal.SIGINT)
     _,err = p.communicate()
