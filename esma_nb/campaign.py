@@ -20,8 +20,7 @@ from .metrics import MetaScores
 from .rewards import reward_named
 from .runs import append_lines,digest_of,read_lines,whole,write_json
 from .rows import sample_rows
-from .claims import claim_named
-from .evaluation import evaluate,evaluate_into,load_records,scores
+from .evaluation import chooser,choices,claim_of,evaluate,evaluate_into,load_records,scores
 from .outcomes import outcome,telemetry
 
 # %% ../nbs/41d_campaign.ipynb #1318ad62
@@ -120,18 +119,19 @@ class Campaign:
         from esma_nb.population import Share
         from esma_nb.shards import Shards
         a,shards = self.args,Shards(self.model, self.group.talk) if self.group else None
-        self.claim = claim_named('meta', **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
-        self.match,self.reward = matchers['words'],reward_named(a['reward_type'])
+        made = choices(a['preset'])
+        self.claim = claim_of(made, **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
+        self.match,self.reward,self.choose = matchers[made['matcher']],reward_named(a['reward_type']),chooser(made, self.model, a['seed'])
         self.master = master_of(self.model, a, shards)
         self.share = Share(self.master.weights, self.team) if a['update']=='sharded' else None
         dtype = working_dtype(a['dtype'], self.model.device)
         self.model.to(pick_dtype(dtype, self.model.device))
         asking = self.tokenizer,2*a['batch_size'],a['max_input_length']
         if shards: self.places = [self.hold_together(shards, asking)]
-        else: self.places = [(m, local_ask(net, *asking, read=self.read or reader_of)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
+        else: self.places = [(m, local_ask(net, *asking, self.choose, self.read or reader_of)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
         if not shards: self.master.write()
         self.master,self.ask = self.places[0]
-        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking) if a['perturbation']=='lowrank' and not shards else None
+        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking, self.choose) if a['perturbation']=='lowrank' and not shards else None
         self.journal,self.measured,self.stop,self.shown = [],{},[],None
         self.log(f"members compute in {dtype}, {'a group of '+str(self.group.hold)+' processes' if shards else type(reader_of(self.model)).__name__} reads for them, {len(self.places)} at a time")
 
@@ -146,7 +146,7 @@ class Campaign:
 @patch
 def hold_together(self:Campaign, shards, asking)->tuple: # A master and an `ask`, as in `places`
     "Hold the model together with the other processes of the group."
-    from esma_nb.generation import greedy,local_ask
+    from esma_nb.generation import local_ask
     from esma_nb.journal import load_weights
     from esma_nb.noise import remember
     from esma_nb.shards import acts_of,agreed,firm,leading
@@ -154,7 +154,7 @@ def hold_together(self:Campaign, shards, asking)->tuple: # A master and an `ask`
     m.params,m.rest = shards.here(m.params),shards.here(m.rest)
     if room>=sum(w.nbytes for w in m.weights.values()): m.noise = remember(m.noise, room)
     m.write()
-    ask = local_ask(self.model, *asking, agreed(self.group, greedy), self.read or firm())
+    ask = local_ask(self.model, *asking, agreed(self.group, self.choose), self.read or firm())
     self.acts = acts_of(m, shards, ask, load_weights)
     self.told = {n: self.group.told(n, act) for n,act in self.acts.items()}
     return leading(m, self.told),self.told['ask']

@@ -191,6 +191,7 @@ def train_and_held_out(
     data_dir=None, # As for `load_rows`
     num_val_samples:int=None, # How many to hold out; `None` is all of validation, or a tenth where there is none
     seed:int=42, # Which ones are held out
+    clean:bool=True, # As for `load_rows`
 )->tuple: # Rows to train on, rows held out, and counts
     "Two lists of rows without a common question: the set's own splits, or the two parts of one split."
     qset = find_set(dataset)
@@ -198,8 +199,8 @@ def train_and_held_out(
     role = find_role(qset, split or ('train' if 'train' in here else None))
     one_file = data_dir and not qset.roles and Path(data_dir).is_file()
     cut = one_file or role=='validation' or 'validation' not in here
-    rows,counts = load_rows(dataset, role, lang, data_dir)
-    others = rows if cut else load_rows(dataset, 'validation', lang, data_dir)[0]
+    rows,counts = load_rows(dataset, role, lang, data_dir, clean=clean)
+    others = rows if cut else load_rows(dataset, 'validation', lang, data_dir, clean=clean)[0]
     if num_val_samples is None: num_val_samples = max(1, len(rows)//10) if cut else len(others)
     val = sample_rows(others, num_val_samples, seed)
     seen = {question_key(r['question']) for r in (val if cut else others)}

@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 from .matching import matchers
 from .commands import command
 from .runs import append_lines,open_run,read_lines,whole,write_json
-from .claims import claim_named
 from .rows import describe
 from .completions import at_most,cost,price_of
 from .api import Remote,together
-from .evaluation import choices,load_records,pick,readings,record,report,scores,with_bar
+from .evaluation import choices,claim_of,load_records,record,report,scores,with_bar
 
 # %% ../nbs/30c_remote.ipynb #da964244
 def rewrite(path, lines): # All of them, or nothing happens
@@ -171,11 +170,8 @@ def eval_api(
     if not model: raise ValueError('which model? Name it with --model, as its server does')
     if max_cost is not None and not price: raise ValueError('--max_cost needs a --price, such as 0.15,0.60')
     made = choices(preset, matcher=matcher, decoding=decoding, meta_chat=True)
-    match = pick(matchers, made['matcher'], 'matcher')
-    own = pick(dict(greedy=False, own=True), made['decoding'], 'decoding')
-    how = claim_named(claim, wording, lang=lang, max_new_tokens=max_new_tokens, meta_tokens=made['meta_tokens'],
-        reads=readings[made['reading']])
-    wanted = dict(temperature=(None,)) if own else {}
+    how,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens),matchers[made['matcher']]
+    wanted = dict(temperature=(None,)) if made['decoding']=='own' else {}
     if reasoning_effort: wanted['reasoning_effort'] = (reasoning_effort,)
     key,rate = key_named(key_env, base_url),price_of(price, model)
     remote = Remote(model, base_url, key, concurrency, timeout, tries, spare, seed, **wanted)

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from .matching import matchers
 from .metrics import label
-from .claims import claim_named
 from .commands import command
 from .runs import open_run,whole
 from .rows import describe
-from .evaluation import choices,evaluate_into,load_records,readings,scores
+from .evaluation import chooser,choices,claim_of,evaluate_into,load_records,scores
 from .figures import ink,palette,whiskers
 from .surgery import number
 
@@ -153,13 +152,12 @@ def sweep(
     percents,lots = [number(x) for x in p or (0, 1, 5, 10, 20, 30, 50, 100)],[int(number(s)) for s in seeds or [0]]
     todo = points(percents, rules or ['top', 'bottom', 'random'], lots)
     made = choices(preset)
-    how = claim_named(claim, wording, lang=lang, max_new_tokens=max_new_tokens, chat=chat, meta_chat=made['meta_chat'],
-        meta_tokens=made['meta_tokens'], reads=readings[made['reading']])
+    how = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens, chat=chat)
     from esma_nb.datasets import load_rows
     questions,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, made['clean'])
     out = Path(output_dir or f'out/sweep-{Path(tuned).stem}')
     before,delta = ready(out, base, tuned, args, counts=counts, choices=made)
-    ask,parameters = host(before.folder, dtype, device, 2*batch_size, max_input_length, made['decoding']=='own', seed)
+    ask,parameters = host(before.folder, dtype, device, 2*batch_size, max_input_length, made, seed)
     print(f"{dataset}: {describe(counts)}; {len(todo)} models; records in {out}")
     def measure(path, told): return evaluate_into(path, ask, questions, how, matchers[made['matcher']], batch_size, told)
     from tqdm import tqdm
@@ -181,14 +179,13 @@ def ready(out, base, tuned, args, **more): # `Weights` and `Delta` of a sweep wh
     open_run(out, args | dict(base_sha256=sha256_weights(before), tuned_sha256=sha256_weights(after)), **more)
     return before,open_delta(path) if path.exists() else extract(before, after, path, names=(base, tuned))
 
-def host(folder, dtype, device, batch_size, max_input_length, own, seed): # Who answers, and its parameters by name
-    from esma_nb.generation import greedy,local_ask,own_sampling
+def host(folder, dtype, device, batch_size, max_input_length, made, seed): # Who answers, and its parameters by name
+    from esma_nb.generation import local_ask
     from esma_nb.models import load_model
     from esma_nb.packing import pack
     net,tokenizer = load_model(str(folder), dtype, device)
     parameters = dict(net.named_parameters())
-    choose = own_sampling(net, seed) if own else greedy
-    return local_ask(net, tokenizer, batch_size, max_input_length, choose),parameters | pack(net)
+    return local_ask(net, tokenizer, batch_size, max_input_length, chooser(made, net, seed)),parameters | pack(net)
 
 def finish(out, rows): # Figures, and the table on the screen
     from esma_nb.figures import picture

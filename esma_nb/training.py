@@ -16,7 +16,7 @@ from .rewards import reward_named
 from .commands import command
 from .runs import held,open_run,read_json
 from .rows import describe,sample_rows
-from .evaluation import load_records,scores
+from .evaluation import choices,differs,load_records,scores
 
 # %% ../nbs/42_training.ipynb #cf48d099
 recipes = dict(
@@ -47,6 +47,7 @@ def check(args:dict):
     if args['mirrored'] and args['population_size']%2:
         raise ValueError(f"a population of {args['population_size']} cannot be split into mirrored pairs: use an even number, or --no-mirrored")
     reward_named(args['reward_type'])
+    choices(args['preset'])
     language(args['lang'])
     if args['shaping'] not in ('zscore', 'ranks'): raise ValueError(f"no shaping {args['shaping']!r}: choose zscore or ranks")
     if args['perturbation'] not in ('full', 'lowrank'): raise ValueError(f"no perturbation {args['perturbation']!r}: choose full or lowrank")
@@ -72,11 +73,11 @@ def prepare(args:dict, out:Path, team, log, dry_run=False): # A `Campaign`, or N
     from esma_nb.datasets import train_and_held_out
     from esma_nb.models import encode,find_model
     find_model(args['model'])
-    rows,val,counts = train_and_held_out(*(args[k] for k in ('dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed')))
+    rows,val,counts = train_and_held_out(*(args[k] for k in ('dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed')), clean=choices(args['preset'])['clean'])
     if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'])
     if args['num_data_per_iteration']>len(rows):
         raise ValueError(f"{args['num_data_per_iteration']} questions an iteration, but {args['dataset']} has {len(rows)} to train on: lower --num_data_per_iteration")
-    def claim_folder(): return open_run(out, args, may_change, counts=counts) if team.main else None
+    def claim_folder(): return open_run(out, args, may_change, counts=counts, choices=choices(args['preset'])) if team.main else None
     if team.tell((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{announced(args)}; all of it in {out/'args.json'}")
     if finished(out, args): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
@@ -104,7 +105,7 @@ def help_out(args:dict, group): # What all but the first process of a group do
 
 def announced(args:dict)->str: # The line a run begins with
     words = "{model} learns by {reward_type} for {num_iterations} iterations: {population_size} members, {num_data_per_iteration} questions each, sigma {sigma:g}, alpha {alpha:g}, seed {seed}"
-    return words.format(**args)
+    return words.format(**args) + ('' if args['preset']=='default' else f"; {differs(choices(args['preset']))}")
 
 def finished(out:Path, args:dict)->bool:
     "Has the run in `out` done all of its iterations?"
@@ -159,6 +160,7 @@ def train(
     sigma_schedule:str='constant', # The same for sigma
     weight_decay:float=0., # How strongly every step pulls back to the base model, times alpha
     clip:float=0., # Longest estimate, before it is multiplied by alpha; 0: any
+    preset:str='default', # How members are asked and judged: default, or paper: as the public code does
     chat:bool=True, # Ask through the model's chat template
     abreast:int=0, # Members who answer at the same time, each on its share of the cores; 0: on a CPU as many as are likely to be quicker, else 1
     batch_size:int=128, # Questions asked at once; halved when memory runs out
@@ -175,7 +177,7 @@ def train(
     noise_memory:float=1., # Gigabytes of noise kept instead of made again
     dtype:str=None, # What members compute in: float32, bfloat16, or auto, bfloat16 where the machine computes in it; default: float32 for demo, else auto
     device:str='auto', # cpu, cuda, cuda:1, mps, auto, or map: one process, its model spread over all accelerators
-    seed:int=42, # Names the run: its directions and its questions
+    seed:int=42, # Names the run: its directions, its questions, and the replies where they are sampled
     log_with:str='none', # Show the run in tensorboard, wandb, trackio or mlflow too; the local files are always written
     push_to_hub:str=None, # Upload the finished model to the hub under this name, private at first
     output_dir:str=None, # Where everything goes; default: out/MODEL-seedSEED
