@@ -85,7 +85,7 @@ def working_dtype(
 def explain(e): # Why a hub or a folder did not give a model, in one line
     text = ' '.join(str(e).split())
     if "couldn't connect" in text: return f"it is neither a local folder nor in the cache, and the hub did not answer. Without a network, {CHOICES}"
-    return f"{text[:300]}. Otherwise {CHOICES}"
+    return f"{text[:300].rstrip('. ')}. Otherwise {CHOICES}"
 
 # %% ../nbs/20_models.ipynb #706546cc
 @contextmanager
