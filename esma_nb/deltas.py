@@ -132,8 +132,8 @@ def open_delta(
     "Read the header of a delta."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}: name a delta, made by esma_nb_delta")
-    with path.open('rb') as f: start = f.read(4)
-    if start[:1]==b'\x80' or start==b'PK\x03\x04' or path.suffix in ('.pkl', '.pt', '.pth', '.bin'):
+    with path.open('rb') as f: start = f.read(9) # Of safetensors a length, which may look like a pickle's first bytes, and a brace
+    if start[8:]!=b'{' and (start[:1]==b'\x80' or start[:4]==b'PK\x03\x04') or path.suffix in ('.pkl', '.pt', '.pth', '.bin'):
         raise ValueError(f"{path} {PICKLE}")
     parts,about = read_header(path)
     if 'tensors' not in about:
