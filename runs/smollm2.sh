@@ -20,3 +20,19 @@ esma_nb_eval --model MODEL --dtype bfloat16 --dataset trivia_qa --data_dir data/
 for lang in ko zh_cn es; do
     esma_nb_eval --model MODEL --dtype bfloat16 --dataset mkqa --data_dir data/mkqa --lang $lang --num_samples 200 --output_dir out/TAG-mkqa-$lang
 done
+
+# SFT-meta on the same questions (one core of two, other work beside it; it was stopped once and went on)
+esma_nb_sft_meta --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --num_epochs 1 --output_dir out/sft-meta
+for set in trivia_qa nq_open web_questions; do
+    esma_nb_eval --model out/sft-meta/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/sft-$set
+done
+
+# Other rewards, from the same seed
+for reward in balanced alignment correct esma; do
+    esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --reward_type $reward --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 15 --model_save_interval 5 --output_dir out/15-$reward
+done
+
+# Parts of the changes put back; and the same steps in bfloat16 throughout
+esma_nb_sweep smollm2 out/brier --p 0 1 10 50 100 --dataset trivia_qa --data_dir data/trivia_qa --num_samples 240 --dtype bfloat16 --output_dir out/sweep
+python tools/rounded_replay.py out/brier out/rounded runs/smollm2/rounded.json
+esma_nb_sweep smollm2 out/rounded --p 0 10 100 --rules top random --dataset trivia_qa --data_dir data/trivia_qa --num_samples 240 --dtype bfloat16 --output_dir out/sweep-rounded
