@@ -108,7 +108,8 @@ def shown(s:MetaScores, name:str)->str: # One number with its interval
     v,ci = getattr(s, name),getattr(s, f'{name}_ci', None)
     if name=='counts': return ', '.join(f'{k} {label(cell)}' for cell,k in v.items())
     if v is None or isinstance(v, int): return '–' if v is None else str(v)
-    return f'{v:.3f}' + (f' [{ci[0]:.3f}, {ci[1]:.3f}]' if ci else '')
+    def digits(x): return f'{round(x, 3)+0:.3f}' # Never -0.000
+    return digits(v) + (f' [{digits(ci[0])}, {digits(ci[1])}]' if ci else '')
 
 @patch
 def notes(self:MetaScores, rows=None)->list: # Sentences
