@@ -84,18 +84,12 @@ def pieces(self:Master, key, n): # Slices of the flat tensor and their noise, ma
 
 @patch
 @contextmanager
-def away(self:Master):
-    "Inside the block, call what it gives with a key and a scale to go from place to place; be at home after it, even after an exception."
-    try: yield self.write
-    finally: self.write()
-
-@patch
-@contextmanager
 def visit(self:Master, key:tuple, scale:float):
-    "Stand at `scale` along `key` inside the block, and at home after it."
-    with self.away() as go:
-        go(key, scale)
+    "Stand at `scale` along `key` inside the block, and at home after it, even after an exception."
+    try:
+        self.write(key, scale)
         yield
+    finally: self.write()
 
 # %% ../nbs/41_evolution.ipynb #6aa9035d
 @patch

@@ -12,7 +12,7 @@ from esma_nb.noise import direction,side_by_side
 from esma_nb.replaying import at_iteration
 from esma_nb.runs import read_lines,write_json
 
-def rounded(weights:dict, journal:list)->dict: # In bfloat16, by name
+def stepped(weights:dict, journal:list)->dict: # In bfloat16, by name
     "Where `weights` go along `journal` if every sum is rounded."
     def go(name):
         w = weights[name].bfloat16()
@@ -31,9 +31,9 @@ def rounded(weights:dict, journal:list)->dict: # In bfloat16, by name
 
 def facts(start:dict, end:dict, exact:dict)->dict:
     "What became of `start`; `exact` is where it should have gone."
-    moved = torch.cat([(end[n].float()-start[n].bfloat16().float()).flatten() for n in start])
-    way = torch.cat([(exact[n]-start[n]).flatten() for n in start])
-    size = moved.abs().sort(descending=True).values.double().square().cumsum(0)
+    moved = torch.cat([(end[n].double()-start[n].bfloat16().double()).flatten() for n in start])
+    way = torch.cat([(exact[n].double()-start[n]).flatten() for n in start])
+    size = moved.abs().sort(descending=True).values.square().cumsum(0)
     return dict(changed=(moved!=0).double().mean().item(), length=moved.norm().item(), cosine=(moved@way/moved.norm()/way.norm()).item(),
         held_by_top={p: (size[len(size)*p//100]/size[-1]).item() for p in (1, 10, 50, 90, 99)})
 
@@ -42,7 +42,7 @@ def main(run, to, out):
     model,tokenizer,base,_ = at_iteration(Path(run), 0)
     start = {n: w.clone() for n,w in base.weights.items()}
     exact = at_iteration(Path(run))[2].weights
-    end = rounded(start, journal)
+    end = stepped(start, journal)
     write_json(out, dict(command=' '.join(['python tools/rounded_replay.py', *sys.argv[1:]]), iterations=len(journal),
         exact=facts(start, {n: w.bfloat16() for n,w in exact.items()}, exact), rounded=facts(start, end, exact)))
     for n,w in base.weights.items(): w.copy_(end[n])
