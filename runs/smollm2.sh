@@ -27,6 +27,14 @@ for set in trivia_qa nq_open web_questions; do
     esma_nb_eval --model out/sft-meta/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/sft-$set
 done
 
+# A tenth of the rate; and R-Tuning, with the answers (one core each, other work beside them)
+esma_nb_sft_meta --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --num_epochs 1 --learning_rate 2e-6 --output_dir out/sft-gentle
+esma_nb_sft_meta --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --num_epochs 1 --answers --output_dir out/r-tuning
+for set in trivia_qa nq_open web_questions; do
+    esma_nb_eval --model out/sft-gentle/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/gentle-$set
+    esma_nb_eval --model out/r-tuning/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/r-tuning-$set
+done
+
 # Other rewards, from the same seed
 for reward in balanced alignment correct esma; do
     esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --reward_type $reward --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 15 --model_save_interval 5 --output_dir out/15-$reward
