@@ -281,7 +281,7 @@ def open_books(self:Campaign):
 def summary(self:Campaign, digest:str)->dict: # What is written
     "Write `summary.json`: before, after and best on the held-out questions."
     t,lines = max(self.measured),read_lines(self.out/'metrics.jsonl')
-    asked = sum(r.seconds for p in (self.out/'records').glob('*.jsonl') for r in load_records(p))
+    asked = sum(r.seconds or 0 for p in (self.out/'records').glob('*.jsonl') for r in load_records(p))
     result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(), best=best_of(self.measured, self.args['best_by']), iterations=t,
         seconds=round(sum(m['seconds'] for m in lines)+asked, 1), model_sha256=digest)
     write_json(self.out/'summary.json', result)

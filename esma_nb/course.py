@@ -165,7 +165,7 @@ def forget_later(self:Course):
 def summary(self:Course, digest:str)->dict: # What is written
     "Write `summary.json`: before, after and best on the held-out questions, and what was learned."
     t = max(self.measured)
-    asked = sum(r.seconds for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
+    asked = sum(r.seconds or 0 for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
     result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(), best=best_of(self.measured),
         learned=dict(before=self.learned[0].asdict(), after=self.learned[t].asdict()), iterations=t,
         seconds=round(sum(m['seconds'] for m in read_lines(self.out/'metrics.jsonl'))+asked, 1), model_sha256=digest)
