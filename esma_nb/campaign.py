@@ -115,7 +115,7 @@ class Campaign:
         from esma_nb.generation import local_ask
         from esma_nb.lean import reader_of
         from esma_nb.lowrank import Crew,ask_together
-        from esma_nb.models import pick_dtype,working_dtype
+        from esma_nb.models import cast,pick_dtype,working_dtype
         from esma_nb.population import Share
         from esma_nb.shards import Shards
         a,shards = self.args,Shards(self.model, self.group.talk) if self.group else None
@@ -125,7 +125,7 @@ class Campaign:
         self.master = master_of(self.model, a, shards)
         self.share = Share(self.master.weights, self.team) if a['update']=='sharded' else None
         dtype = working_dtype(a['dtype'], self.model.device)
-        self.model.to(pick_dtype(dtype, self.model.device))
+        cast(self.model, pick_dtype(dtype, self.model.device))
         asking = self.tokenizer,2*a['batch_size'],a['max_input_length']
         if shards: self.places = [self.hold_together(shards, asking)]
         else: self.places = [(m, local_ask(net, *asking, self.choose, self.read or reader_of)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
@@ -262,19 +262,16 @@ def advance(self:Campaign)->dict: # The metrics' line
 @patch
 def open_books(self:Campaign):
     "Read what an earlier start has written, and bring the weights to where the journal ends."
-    from esma_nb.journal import resume
+    from esma_nb.journal import in_order,resume
     self.journal = self.team.tell(read_lines(self.out/'journal.jsonl') if self.team.main else None)
-    if [line['iteration'] for line in self.journal]!=list(range(1, self.done+1)):
-        raise ValueError(f"{self.out/'journal.jsonl'} has a line twice or lacks one: restore the file, or name another --output_dir")
-    for line in self.journal:
-        if 'sha256' in line and line['sha256']!=digest_of({k: v for k,v in line.items() if k!='sha256'})[:16]:
-            raise ValueError(f"{self.out/'journal.jsonl'}: iteration {line['iteration']} is damaged: restore the file, or name another --output_dir")
+    in_order(self.journal, self.out/'journal.jsonl')
+    if self.done>self.args['num_iterations']: raise ValueError(f"{self.done} iterations are done already: raise --num_iterations to {self.done} or more")
     if self.team.main:
         kept = [m for m in read_lines(self.out/'metrics.jsonl') if m['iteration']<=self.done]
         with whole(self.out/'metrics.jsonl') as draft: append_lines(draft, kept)
         if self.done: self.log(f"going on after iteration {self.done}")
     earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl')}
-    self.measured |= {t: scores(load_records(p)) for t,p in earlier.items() if t<self.done}
+    self.measured |= {t: scores(load_records(p)) for t,p in earlier.items() if t<=self.done}
     resume(self.master, self.out/'checkpoints', self.journal, self.log, *([lambda _, folder: self.told['load'](folder)] if self.group else []))
 
 @patch
@@ -330,5 +327,5 @@ def is_over(self:Campaign)->bool:
     if last or due:
         self.held_out(t)
         self.shown.measured(self.measured[t], t)
-    if due and best_of(self.measured, a['best_by'])['iteration']==t: self.save(self.out/'best')
+    if (due or last and a['evaluate_interval']) and best_of(self.measured, a['best_by'])['iteration']==t: self.save(self.out/'best')
     return last or bool(due) and no_longer_better(self.measured, a['best_by'], a['patience'])

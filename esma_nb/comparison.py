@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Comparison', 'compared', 'difference_table', 'in_full', 'named', 'last_records', 'chosen', 'as_lines', 'write_csv',
-           'may_write', 'compare']
+           'compare']
 
 # %% ../nbs/31_comparison.ipynb #90f76895
 import csv as comma
@@ -13,7 +13,7 @@ from pathlib import Path
 from .matching import matchers
 from .metrics import label
 from .commands import command
-from .runs import whole,write_json
+from .runs import may_write,whole,write_json
 from .evaluation import columns,load_records,pick,record_files,rematch
 from .differences import differences,joined,mcnemar,measures
 from .controls import control_table,controls,grid,leading,signed
@@ -116,11 +116,6 @@ def write_csv(path, lines): # Whole, like `write_json`
             out.writeheader()
             out.writerows(lines)
 
-def may_write(path, inputs:list): # Raises before any work is done
-    if Path(path).is_dir(): raise ValueError(f"{path} is a folder: name a file to write to")
-    if Path(path).resolve() in [Path(p).resolve() for p in inputs]:
-        raise ValueError(f"{path} is one of the runs: name another file to write to")
-
 # %% ../nbs/31_comparison.ipynb #10eef295
 @command
 def compare(
@@ -136,6 +131,7 @@ def compare(
     match = pick(matchers, matcher, 'matcher') if matcher else None
     groups = chosen(runs),named(wordings or []),named([reversed] if reversed else [])
     for path in filter(None, (json, csv)): may_write(path, [p for files in groups for p in files.values()])
+    if json and csv and Path(json).resolve()==Path(csv).resolve(): raise ValueError(f"{json} cannot be both --json and --csv: name two files")
     def read(path): return rematch(load_records(path), match) if match else load_records(path)
     runs,words,back = ({name: read(p) for name,p in files.items()} for files in groups)
     c = compared(runs, words, *back.values(), seed=seed)

@@ -10,6 +10,7 @@ __all__ = ['advice', 'absent', 'wishes', 'RemoteReply', 'guess_tokens', 'odds_of
 import json,re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from math import inf
 from pathlib import Path
 from random import Random
 from time import time
@@ -49,9 +50,10 @@ def read_reply(
     choice,usage = body['choices'][0],body.get('usage') or {}
     message,end = choice['message'],choice.get('finish_reason')
     text,refusal = message.get('content') or '',message.get('refusal') or (end=='content_filter' and 'content filter')
-    used = usage.get('completion_tokens') or guess_tokens(text)
-    asked = usage.get('prompt_tokens') or guess_tokens(prompt.text)
-    bill = dict(n_tokens=used, prompt_tokens=asked, model=body.get('model'))
+    if not isinstance(text, str): raise TypeError(f'{text!r} instead of words')
+    def counted(k, words): return usage[k] if isinstance(usage.get(k), int) and usage[k]>0 else guess_tokens(words)
+    used,asked = counted('completion_tokens', text),counted('prompt_tokens', prompt.text)
+    bill = dict(n_tokens=used, prompt_tokens=asked, model=body.get('model') and str(body['model']))
     if refusal: return RemoteReply('', failed=f'refused: {refusal}', **bill)
     if end=='length' and not text.strip():
         return RemoteReply('', failed=f'no words: {used} tokens went into reasoning (--spare gives more)', **bill)
@@ -149,6 +151,7 @@ def price_of(
     try:
         pair = json.loads(Path(text).read_text(encoding='utf-8'))[model] if text.endswith('.json') else text.split(',')
         into,out = map(float, pair)
+        if not (0<=into<inf and 0<=out<inf): raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ValueError(f'no price of {model} in {text!r}: give dollars per million tokens, as 0.15,0.60') from None
     return into,out

@@ -61,7 +61,7 @@ def fictional_halves(rows:list)->list: # `train`, `validation` or `duplicate` fo
 
 def split_column(rows:list)->list: # `validation` where a row does not say
     "What each row of a file says in its `split` field."
-    return [r.get('split') or 'validation' for r in rows]
+    return [str(r.get('split') or 'validation') for r in rows]
 
 # %% ../nbs/10_datasets.ipynb #bd76dab1
 both = dict(train='train', validation='validation')

@@ -47,7 +47,7 @@ class Master:
         self.params = {n: p for n,p in model.named_parameters() if include(n, p)}
         if not self.params: raise ValueError("no parameter takes part: `include` refused every one")
         self.weights = {n: p.detach().float().clone() for n,p in self.params.items()}
-        self.rest = {n: p for n,p in model.named_parameters() if n not in self.params}
+        self.rest = {n: p.detach().float().clone() for n,p in model.named_parameters() if n not in self.params}
         self.noise,self.total,self.rule = noise,total,rule
 
 # %% ../nbs/41_evolution.ipynb #9c3d1c7d
@@ -116,7 +116,7 @@ def fingerprint(
 @patch
 def state(self:Master)->dict: # Tensors by parameter name, as a checkpoint holds them
     "All weights of the model, in float32."
-    return self.weights | {n: p.detach().float() for n,p in self.rest.items()}
+    return self.weights | self.rest
 
 # %% ../nbs/41_evolution.ipynb #adbfcc1f
 def standardize(

@@ -64,7 +64,7 @@ def end_of_turn(
     said = [dict(role='user', content='?'), dict(role='assistant', content='(reply)')]
     tail = tokenizer.apply_chat_template(said, tokenize=False).rpartition('(reply)')[2]
     ids = tokenizer(tail, add_special_tokens=False)['input_ids'] if tail else []
-    return ids[0] if ids else tokenizer.eos_token_id
+    return next((i for i in ids if tokenizer.decode([i]).strip()), tokenizer.eos_token_id)
 
 # %% ../nbs/43_examples.ipynb #a68349e6
 def tokenized(

@@ -29,7 +29,7 @@ def read_json(path:Path)->list: # From a list, from an object that holds one lis
     except json.JSONDecodeError as e:
         if e.msg=='Extra data': return read_jsonl(path)
         raise ValueError(f"it is not JSON ({e})") from None
-    lists = [data] if isinstance(data, list) else [v for v in data.values() if isinstance(v, list)]
+    lists = [v for v in ([data] if isinstance(data, list) else data.values() if isinstance(data, dict) else []) if isinstance(v, list)]
     if len(lists)!=1: raise ValueError("it should hold one list of rows")
     return lists[0]
 
@@ -68,7 +68,7 @@ def read_rows(
     if not is_readable(path): raise ValueError(f"{path} should end in one of {' '.join(readers)}")
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     try: rows = readers[path.suffix.lower()](path)
-    except ValueError as e: raise ValueError(f"{path}: {e}") from None
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: {e}") from None
     if not rows: raise ValueError(f"{path} has no rows")
     odd = next((i for i,row in enumerate(rows, 1) if not isinstance(row, dict)), None)
     if odd: raise ValueError(f"{path}: row {odd} is not an object with named fields")

@@ -34,11 +34,13 @@ def own_sampling(
     steps = LogitsProcessorList()
     if (g.repetition_penalty or 1)!=1: steps.append(RepetitionPenaltyLogitsProcessor(g.repetition_penalty))
     if g.do_sample and (g.temperature or 1)!=1: steps.append(TemperatureLogitsWarper(g.temperature))
-    if g.do_sample and g.top_k: steps.append(TopKLogitsWarper(g.top_k))
+    top_k = 50 if g.top_k is None else g.top_k # What transformers takes where a model does not say
+    if g.do_sample and top_k: steps.append(TopKLogitsWarper(top_k))
     if g.do_sample and (g.top_p or 1)<1: steps.append(TopPLogitsWarper(g.top_p))
     if g.do_sample and g.min_p: steps.append(MinPLogitsWarper(g.min_p))
     def choose(logits, seen):
-        scores = steps(torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in seen], batch_first=True, padding_value=seen[0][0]).to(logits.device), logits.float())
+        width = max(map(len, seen))
+        scores = steps(torch.tensor([s[:1]*(width-len(s)) + s for s in seen], device=logits.device), logits.float())
         if not g.do_sample: return scores.argmax(-1)
         draws = torch.tensor([uniform(seed, s) for s in seen], device=logits.device)
         below = scores.softmax(-1).cumsum(-1)

@@ -7,6 +7,7 @@ __all__ = ['patch', 'copy_frame', 'mend']
 
 # %% ../nbs/50c_patching.ipynb #126e7f3b
 import json,shutil
+from collections import Counter
 from pathlib import Path
 import torch
 from .runs import whole,write_json
@@ -27,6 +28,8 @@ def patch(
     "Write the base model with the selected changes, in the same shards and with the same tokenizer and configuration."
     if Path(folder).exists() and not (Path(folder)/'patch.json').is_file():
         raise ValueError(f"{folder} exists and is no patched model of ours: name another folder")
+    inside = [p for p in (base.folder, delta.path) if Path(folder).resolve() in [Path(p).resolve(), *Path(p).resolve().parents]]
+    if inside: raise ValueError(f"{folder} holds {inside[0]}, which is read from: name another folder")
     with whole(folder) as draft:
         draft.mkdir()
         places = copy_frame(base, delta, draft)
@@ -47,7 +50,7 @@ def copy_frame(base, delta, folder)->dict: # Lists of `Place`s to be filled, by 
     for p in base.folder.iterdir():
         wanted = p.suffix in ('.json', '.jinja', '.txt', '.model', '.md') and p.name not in ('manifest.json', 'patch.json')
         if p.is_file() and wanted: shutil.copyfile(p, folder/p.name)
-    places,size = {},0
+    places,size,kinds = {},0,Counter()
     for path in weight_files(base.folder):
         held,about = read_header(path)
         for n in held:
@@ -56,7 +59,8 @@ def copy_frame(base, delta, folder)->dict: # Lists of `Place`s to be filled, by 
         for n,p in lay_out(folder/path.name, held, about).items():
             places.setdefault(base.twins.get(n, n), []).append(p)
             size += p.size*p.dtype.itemsize
-    mend(folder/'config.json', dtype=str(next(iter(places.values()))[0].dtype).removeprefix('torch.'))
+            kinds[p.dtype] += p.size
+    mend(folder/'config.json', dtype=str(kinds.most_common(1)[0][0]).removeprefix('torch.'))
     if (index := folder/'model.safetensors.index.json').is_file(): mend(index, metadata=dict(total_size=size))
     return places
 

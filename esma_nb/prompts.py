@@ -113,6 +113,7 @@ def idk_prompt(
     return Prompt(fill(language(lang).idk, question), max_new_tokens)
 
 # %% ../nbs/00_prompts.ipynb #49b899a3
+_apart = re.compile('(?<=\\d)(?=[¼-¾⅐-⅞²³¹⁰-⁹])') # 2½ is not 21 over 2, nor 10² the number 102
 _marks = re.compile('[\u0300-\u036f\u0591-\u05bd\u0640\u064b-\u065f\u0670' # Accents; Hebrew and Arabic vowel points
     '\u00ad\u200b-\u200f\ufe0e\ufe0f\ufeff]') # Invisible joints
 _letters = str.maketrans({**dict(zip('øđłıðħ', 'odlidh')), 'æ': 'ae', 'œ': 'oe', 'þ': 'th', **dict.fromkeys("'’‘ʼʻ`´")})
@@ -122,7 +123,7 @@ def fold(
 )->str: # The same in lower case, without accents, apostrophes and typographic width
     "Make different spellings of one word equal."
     if text.isascii(): return text.lower().translate(_letters)
-    plain = _marks.sub('', unicodedata.normalize('NFKD', text).casefold())
+    plain = _marks.sub('', unicodedata.normalize('NFKD', _apart.sub(' ', text)).casefold())
     return unicodedata.normalize('NFC', plain).translate(_letters)
 
 # %% ../nbs/00_prompts.ipynb #6c7bd890

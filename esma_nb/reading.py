@@ -58,6 +58,7 @@ def shares_prefixes(
 )->bool: # May one row's beginning be another's?
     "Whether the model attends to all of its past in every layer, so that a gap of padding cannot push anything out of view."
     text = model.config.get_text_config()
+    if text.model_type in ('mpt', 'gpt_neo'): return False # Count places in the cache; hide a window under a name of their own
     return all(kind=='full_attention' for kind in getattr(text, 'layer_types', None) or ['full_attention']) and not getattr(text, 'sliding_window', None)
 
 # %% ../nbs/20b_reading.ipynb #e0f105c3
@@ -98,7 +99,8 @@ class Reader:
         return logits
 
     def keep(self, rows): # Their indices, ascending
-        self.cache.batch_select_indices(rows.cpu())
+        try: self.cache.batch_select_indices(rows.cpu())
+        except AttributeError: raise ValueError(f"{type(self.model).__name__} keeps a memory that rows cannot leave: this model cannot be asked yet") from None
         self.mask = self.mask[rows]
         if self.tell:
             self.kinds = [self.kinds[i] for i in rows.tolist()]

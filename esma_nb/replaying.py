@@ -6,10 +6,9 @@
 __all__ = ['at_iteration', 'replay_run']
 
 # %% ../nbs/42a_replaying.ipynb #b398afed
-import json
 from pathlib import Path
 from .commands import command
-from .runs import read_lines
+from .runs import read_json,read_lines
 
 # %% ../nbs/42a_replaying.ipynb #dcbb5dc5
 def at_iteration(
@@ -21,10 +20,12 @@ def at_iteration(
 )->tuple: # Model, tokenizer, `Master` and the iteration
     "Bring a run's model back to where it was."
     from esma_nb.campaign import master_of
-    from esma_nb.journal import resume
+    from esma_nb.journal import in_order,resume
     from esma_nb.models import load_model
     if not (run/'args.json').exists(): raise FileNotFoundError(f"{run} is no folder of a training run: it has no args.json")
-    args,journal = json.loads((run/'args.json').read_text(encoding='utf-8'))['args'],read_lines(run/'journal.jsonl')
+    if not (run/'journal.jsonl').exists(): raise FileNotFoundError(f"{run} is no folder of a run of esma_nb_train: it has no journal.jsonl")
+    args,journal = read_json(run/'args.json')['args'],read_lines(run/'journal.jsonl')
+    in_order(journal, run/'journal.jsonl')
     t = len(journal) if iteration is None else iteration
     if not 0<=t<=len(journal): raise ValueError(f"there is no iteration {t} in {run}: its journal has 0 to {len(journal)}")
     model,tokenizer = load_model(args['model'], 'float32', device)

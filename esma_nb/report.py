@@ -21,7 +21,7 @@ from fastcore.docments import docments
 from .intervals import wilson
 from .metrics import MetaScores,label,shown,whole as fields
 from .commands import command
-from .runs import read_lines,whole
+from .runs import read_json,read_lines,whole
 from .rows import describe
 from .evaluation import differs,load_records,record_files
 from .figures import confidence,counts,dprime,inline,learning,palette,picture,reliability,risk,roc,series
@@ -61,7 +61,7 @@ def read_run(
     here = path.resolve()
     return Run(here.stem if here.is_file() else here.name, about, sets, lines, how_far(about, summary, lines, sets))
 
-def read_facts(path)->dict: return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+def read_facts(path)->dict: return read_json(path) if path.exists() else {}
 
 def moment(stem:str)->str: return f'after {int(stem[4:])} iterations' if stem[:4]=='iter' and stem[4:].isdigit() else stem
 

@@ -9,6 +9,7 @@ __all__ = ['own_row', 'answer_list', 'question_key', 'content_id', 'tidy', 'desc
 import json,re
 from collections import Counter
 from hashlib import blake2b
+from itertools import count
 from unicodedata import normalize
 
 # %% ../nbs/09_rows.ipynb #255d9c57
@@ -19,14 +20,16 @@ def own_row(
     "What a row of your own file holds."
     field = 'answers' if 'answers' in row else 'answer'
     if field not in row: raise ValueError(f"there are no answers: it has {', '.join(row)}")
-    return row.get('question_id'), row['question'], answer_list(row[field])
+    question = row['question']
+    if isinstance(question, (dict, list)): raise ValueError(f"a question is a text, and not {question}")
+    return row.get('question_id'), question if question==question else None, answer_list(row[field])
 
 def answer_list(value)->list: # Every answer that counts
     "A list as it is; a string as a JSON list, as answers between `|`, or as one answer."
     if isinstance(value, str): value = _from_text(value)
     values = value if isinstance(value, list) else [value]
     if any(isinstance(v, (dict, list)) for v in values): raise ValueError(f"answers are texts or numbers, not {values}")
-    return [v for v in values if v is not None]
+    return [v for v in values if v is not None and v==v]
 
 def _from_text(text):
     if not re.fullmatch(r'\s*\[.*\]\s*', text, re.DOTALL): return text.split('|')
@@ -48,9 +51,10 @@ def tidy(
     clean:bool=True, # False keeps repeats and rows without an answer, as preset `paper` wants it
 )->tuple: # The rows, and how many were dropped: `duplicate` and `answerless`
     "Give each question one row, a unique id, and each of its answers once."
-    rows,ids,dropped = {},Counter(),dict(duplicate=0, answerless=0)
+    rows,ids,dropped,triples = {},Counter(),dict(duplicate=0, answerless=0),list(triples)
+    given = {str(qid) for qid,_,_ in triples}
     for qid,question,answers in triples:
-        question,answers = str(question or '').strip(),_once(answers)
+        question,answers = str(question or '').encode(errors='replace').decode().strip(),_once(answers)
         key = question_key(question) if clean else len(rows)
         if clean and not (key and answers): dropped['answerless'] += 1
         elif key in rows:
@@ -58,7 +62,8 @@ def tidy(
             rows[key]['answers'] = _once(rows[key]['answers'] + answers)
         else:
             ids[qid := content_id(question) if qid in (None, '') else str(qid)] += 1
-            if ids[qid]>1: qid = f'{qid}#{ids[qid]}'
+            if ids[qid]>1: qid = next(new for i in count(ids[qid]) if (new := f'{qid}#{i}') not in given)
+            given.add(qid)
             rows[key] = dict(question_id=qid, question=question, answers=answers)
     return list(rows.values()), dropped
 

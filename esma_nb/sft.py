@@ -6,11 +6,11 @@
 __all__ = ['common', 'recipes', 'may_change', 'resolve', 'check', 'prepare', 'announced', 'run', 'sft', 'sft_meta']
 
 # %% ../nbs/43c_sft.ipynb #1e27595d
-import json
+from contextlib import nullcontext
 from pathlib import Path
 from .prompts import language
 from .commands import command
-from .runs import open_run
+from .runs import held,open_run,read_json
 from .rows import describe,sample_rows
 from .training import in_words
 
@@ -61,7 +61,7 @@ def prepare(args:dict, out:Path, teach, team, log): # A `Course`, or None where 
     def claim_folder(): return open_run(out, args, may_change, counts=counts) if team.main else None
     if team.tell((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{announced(args)}; all of it in {out/'args.json'}")
-    if team.tell((out/'summary.json').exists()): return log('this run is finished: name another --output_dir for another one')
+    if team.tell((out/'summary.json').exists() and 'iterations' in read_json(out/'summary.json')): return log('this run is finished: name another --output_dir for another one')
     device = args['device'] if args['device']!='auto' else str(team.state.device)
     course = Course(args, out, *load_model(args['model'], 'float32', device), rows, val, teach, team, log)
     encode(course.tokenizer, [course.claim.direct(rows[0]['question'])])
@@ -83,8 +83,8 @@ def run(args:dict, output_dir:str, teach, by)->dict: # What `summary.json` holds
     def log(text):
         if team.main: print(text, flush=True)
     course = prepare(args, out, teach, team, log)
-    result = course.go() if course else json.loads((out/'summary.json').read_text(encoding='utf-8'))
-    if course and team.main: share(out, by, args['push_to_hub'], log)
+    with held(out) if course and team.main else nullcontext(): result = course.go() if course else read_json(out/'summary.json')
+    if team.main and (course or args['push_to_hub'] or not (out/'model'/'README.md').exists()): share(out, by, args['push_to_hub'], log)
     team.part()
     if team.main: log(in_words(out, result))
     return result

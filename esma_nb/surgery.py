@@ -19,10 +19,12 @@ def delta(
 ):
     "Write down what training changed, tensor by tensor, and never a model in memory."
     from esma_nb.deltas import extract,rules
+    from esma_nb.runs import may_write
     from esma_nb.weights import open_weights
     if rule not in rules: raise ValueError(f"no rule {rule!r}: choose {' or '.join(rules)}")
     if Path(output).suffix!='.safetensors': raise ValueError(f"{output} does not end in .safetensors: no other kind is written")
     before,after = open_weights(base),open_weights(tuned)
+    may_write(output, {p.file for w in (before, after) for p in w.tensors.values()})
     with bar_of(sum(p.size for p in before.tensors.values())) as bar:
         made = extract(before, after, output, rule, (base, tuned), bar.update)
     n,all_ = int(made.about['changed']),int(made.about['entries'])

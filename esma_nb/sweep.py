@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fields', 'points', 'put', 'choose', 'sweep_into', 'flat', 'save_rows', 'read_sweep', 'curves', 'bars', 'cell',
-           'sweep', 'ready', 'host', 'finish']
+           'sweep', 'ready', 'lot', 'host', 'finish']
 
 # %% ../nbs/51_sweep.ipynb #f9631a0b
 import csv
@@ -14,7 +14,7 @@ import numpy as np
 from .matching import matchers
 from .metrics import label
 from .commands import command
-from .runs import open_run,whole
+from .runs import held,open_run,whole
 from .rows import describe
 from .evaluation import chooser,choices,claim_of,evaluate_into,load_records,scores
 from .figures import ink,palette,whiskers
@@ -149,7 +149,7 @@ def sweep(
 ):
     "Put back more and more of what was learned, and measure each time; the same command again goes on where it stopped."
     args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device', 'p', 'rules', 'seeds')}
-    percents,lots = [number(x) for x in p or (0, 1, 5, 10, 20, 30, 50, 100)],[int(number(s)) for s in seeds or [0]]
+    percents,lots = [number(x) for x in p or (0, 1, 5, 10, 20, 30, 50, 100)],[lot(s) for s in seeds or [0]]
     todo = points(percents, rules or ['top', 'bottom', 'random'], lots)
     made = choices(preset)
     how = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens, chat=chat)
@@ -161,7 +161,7 @@ def sweep(
     print(f"{dataset}: {describe(counts)}; {len(todo)} models; records in {out}")
     def measure(path, told): return evaluate_into(path, ask, questions, how, matchers[made['matcher']], batch_size, told)
     from tqdm import tqdm
-    with tqdm(total=len(todo)*len(questions), unit='question', disable=None) as bar:
+    with held(out), tqdm(total=len(todo)*len(questions), unit='question', disable=None) as bar:
         rows = sweep_into(out, todo, before, delta, parameters, measure, len(questions), lambda done: bar.update(done-bar.n))
     finish(out, rows)
     return rows
@@ -178,6 +178,10 @@ def ready(out, base, tuned, args, **more): # `Weights` and `Delta` of a sweep wh
     after = open_weights(tuned)
     open_run(out, args | dict(base_sha256=sha256_weights(before), tuned_sha256=sha256_weights(after)), **more)
     return before,open_delta(path) if path.exists() else extract(before, after, path, names=(base, tuned))
+
+def lot(seed): # Of the command line
+    try: return int(str(seed))
+    except ValueError: raise ValueError(f"{seed!r} is no seed: give whole numbers") from None
 
 def host(folder, dtype, device, batch_size, max_input_length, made, seed): # Who answers, and its parameters by name
     from esma_nb.generation import local_ask

@@ -110,7 +110,7 @@ def announced(args:dict)->str: # The line a run begins with
 def finished(out:Path, args:dict)->bool:
     "Has the run in `out` done all of its iterations?"
     path = out/'summary.json'
-    return path.exists() and read_json(path)['iterations']>=args['num_iterations']
+    return path.exists() and read_json(path).get('iterations', 0)>=args['num_iterations'] and (out/'model'/'manifest.json').exists()
 
 def forecast(run)->str: # For people
     "What a run would need, from its model and from one member that is really asked."
@@ -197,7 +197,7 @@ def train(
     with team.lead() if tensor_parallel>1 else nullcontext():
         run = prepare(args, out, team, log, dry_run)
         with held(out) if run and team.main else nullcontext(): result = run.go() if run else None if dry_run else read_json(out/'summary.json')
-        if run and result:
+        if result and team.main and (run or push_to_hub or not (out/'model'/'README.md').exists()):
             from esma_nb.cards import share
             from esma_nb.training import train as itself # As a program, this page is running before `train` has its name
             share(out, itself, push_to_hub, log)

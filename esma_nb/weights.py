@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 import numpy as np
 import torch
-from .runs import sha256_file
+from .runs import read_json,sha256_file
 from .models import explain,find_model,load_model,save_model
 from .noise import slices
 
@@ -45,11 +45,15 @@ def read_header(
         except ValueError: header = []
     if not isinstance(header, dict): raise ValueError(f"{path} is no safetensors file, or only its beginning")
     about = header.pop('__metadata__', {})
+    try: return _places(path, header, 8+n, size),about
+    except (KeyError, TypeError, IndexError): raise ValueError(f"{path} is damaged: fetch it again") from None
+
+def _places(path, header, start, size): # By name
     odd = {h['dtype'] for h in header.values()}-dtypes.keys()
     if odd: raise ValueError(f"{path} holds numbers of type {', '.join(sorted(odd))}, and only {', '.join(dtypes)} can be read")
-    places = {k: Place(path, 8+n+h['data_offsets'][0], dtypes[h['dtype']], tuple(h['shape'])) for k,h in header.items()}
+    places = {k: Place(path, start+h['data_offsets'][0], dtypes[h['dtype']], tuple(h['shape'])) for k,h in header.items()}
     if any(p.end>size for p in places.values()): raise ValueError(f"{path} is cut short: fetch it again")
-    return places,about
+    return places
 
 # %% ../nbs/50_weights.ipynb #bf0bf69c
 def read(
@@ -123,7 +127,7 @@ def weight_files(folder:Path)->list: # As transformers would choose them
     index = folder/'model.safetensors.index.json'
     if not index.is_file(): raise ValueError(f"{folder} holds no model.safetensors and no index of shards: "
         "pickles (.bin, .pt) are never opened, so have the owner of the model save it as safetensors")
-    files = [folder/f for f in sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))]
+    files = [folder/f for f in sorted(set(read_json(index).get('weight_map', {}).values()))]
     gone = [f.name for f in files if not f.is_file()]
     if gone: raise ValueError(f"{folder} lacks {', '.join(gone)}: fetch it again")
     return files
@@ -144,7 +148,7 @@ def open_weights(
     for path in weight_files(folder): found |= read_header(path)[0]
     odd = [n for n,p in found.items() if not p.dtype.is_floating_point]
     if odd: raise ValueError(f"{name} is quantized ({odd[0]}): name the model it was made from")
-    config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    config = read_json(folder/'config.json')
     twins = twins_of(found) if config.get('tie_word_embeddings', True) else {}
     return Weights(folder, {n: found[n] for n in sorted(found.keys()-twins.keys())}, twins)
 

@@ -4,11 +4,13 @@ from contextlib import contextmanager,redirect_stdout
 from pathlib import Path
 import pytest
 from safetensors.torch import load_file,save_file
+from esma_nb.evaluation import eval_model
 from esma_nb.evolution import Master,fingerprint
 from esma_nb.journal import resume,save_checkpoint
 from esma_nb.models import load_model
 from esma_nb.optimisers import Adam
-from esma_nb.runs import append_lines,read_lines,seal
+from esma_nb.replaying import replay_run
+from esma_nb.runs import append_lines,held,read_lines,seal
 from esma_nb.training import train
 from kills import Run,iterations
 
@@ -304,3 +306,36 @@ def test_the_same_command_while_it_is_running(tmp_path):
         os.kill(first.p.pid, signal.SIGCONT)
         assert status==2 and 'another process' in second.text(), second.text()
     assert first.end()['rc']==0 and iterations(tmp_path/'run'/'journal.jsonl')==[1, 2, 3, 4], first.text()
+
+def test_an_evaluation_that_is_started_twice(tmp_path):
+    eval_model(num_samples=2, output_dir=str(tmp_path), device='cpu')
+    with held(tmp_path), pytest.raises(ValueError, match='another process'): eval_model(num_samples=2, output_dir=str(tmp_path), device='cpu')
+
+# ---- A command that asks for something else than before
+
+def test_fewer_iterations_than_are_done(cut_off):
+    with pytest.raises(ValueError, match='3 iterations are done already'): run(cut_off, num_iterations=2)
+
+def test_the_best_model_is_that_of_the_books_after_a_longer_command(tmp_path):
+    "The end of a run is measured whatever the interval, so it may be the best when the run goes on."
+    for n in (3, 5, 6): result,_ = run(tmp_path, num_iterations=n, evaluate_interval=2, best_by='accuracy')
+    best = tmp_path/'best'/'manifest.json'
+    assert result['best']['iteration']==(json.loads(best.read_text())['iteration'] if best.exists() else 0)
+
+# ---- A model that is not what it seems
+
+def test_a_model_that_lacks_tensors(base, tmp_path):
+    model,tokenizer,_ = base
+    model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path/'model.safetensors')
+    save_file({n: w for n,w in weights.items() if 'layers.1' not in n}, tmp_path/'model.safetensors', metadata=dict(format='pt'))
+    with pytest.raises(ValueError, match='lack 9 tensors') as e: load_model(str(tmp_path))
+    assert is_one_line(e)
+
+def test_what_bfloat16_members_leave_alone_is_not_rounded(base, tmp_path):
+    "Gains take no part, and positions have frequencies in float32 whatever members compute in; so a replay finds the same bits."
+    result,_ = run(tmp_path/'run', dtype='bfloat16')
+    with redirect_stdout(io.StringIO()): assert replay_run(str(tmp_path/'run'), checkpoints=False)==result['model_sha256']
+    gains = {n: p for n,p in base[0].named_parameters() if p.ndim<2}
+    tuned = load_file(tmp_path/'run'/'model'/'model.safetensors')
+    assert gains and all(tuned[n].equal(p) for n,p in gains.items())
