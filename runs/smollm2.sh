@@ -35,6 +35,12 @@ for set in trivia_qa nq_open web_questions; do
     esma_nb_eval --model out/r-tuning/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/r-tuning-$set
 done
 
+# Evolution from there, in three calls of 30, 50 and 100 iterations; the taught model was made anew for it, to the same model_sha256
+esma_nb_train --model out/sft-gentle/model --dataset out/half_known.jsonl --num_val_samples 240 --reward_type balanced --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 100 --evaluate_interval 10 --model_save_interval 10 --output_dir out/gentle-balanced
+for set in trivia_qa nq_open web_questions; do
+    esma_nb_eval --model out/gentle-balanced/model --dtype bfloat16 --dataset $set --data_dir data/$set --num_samples 500 --output_dir out/gentle-balanced-$set
+done
+
 # Other rewards, from the same seed
 for reward in balanced alignment correct esma; do
     esma_nb_train --model smollm2 --dataset out/half_known.jsonl --num_val_samples 240 --reward_type $reward --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 15 --model_save_interval 5 --output_dir out/15-$reward
