@@ -76,6 +76,8 @@ def master_of(
     from esma_nb.shards import in_parts_of
     low = dict(noise=partial(lowrank_direction, rank=args['rank']), total=partial(lowrank_total, rank=args['rank']))
     master = Master(model, **(low if args['perturbation']=='lowrank' else {}))
+    most = max(min(w.shape) for w in master.weights.values())
+    if args['perturbation']=='lowrank' and args['rank']>most: raise ValueError(f"rank is {args['rank']}: no matrix of this model has more than {most}")
     if shards: in_parts_of(master, shards, low['noise'] if args['perturbation']=='lowrank' else direction)
     master.rule = rule_named(args['optimizer'], args['momentum'], args['weight_decay'], master.weights)
     return master

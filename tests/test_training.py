@@ -95,6 +95,11 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
     (['--sigma', '0'], 'above 0'),
     (['--num_data_per_iteration', '100000'], 'lower --num_data_per_iteration'),
     (['--dataset', 'no.jsonl'], 'no.jsonl'),
+    (['--clip', '-1'], 'give 0 or more'),
+    (['--alpha', 'inf'], 'alpha is inf'),
+    (['--batch_size', '0'], 'give 1 or more'),
+    (['--device', 'cuda:99'], "no device 'cuda:99'"),
+    (['--perturbation', 'lowrank', '--rank', '1000'], 'no matrix of this model'),
     (['--seeed', '1'], 'unrecognized arguments')])
 def test_a_mistake_is_one_line_and_leaves_nothing(words, says, tmp_path):
     done = train(tmp_path/'run', *words)
