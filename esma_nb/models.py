@@ -64,8 +64,10 @@ def load_model(
 # %% ../nbs/20_models.ipynb #62109703
 def pick_device(device): # Part of `load_model`
     if device in ('auto', 'map'): return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    try: return torch.empty(0, device=device).abs().device if device!='meta' else torch.device('')
-    except (RuntimeError, AssertionError, NotImplementedError): raise ValueError(f"no device {device!r} here: use cpu, cuda, cuda:1, mps, auto or map") from None
+    try: place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError): place = torch.device('meta')
+    if place.type!='meta': return place
+    raise ValueError(f"no device {device!r} here: use cpu, cuda, cuda:1, mps, auto or map")
 
 def pick_dtype(dtype, device): # Part of `load_model`
     known = dict(float32=torch.float32, bfloat16=torch.bfloat16, auto=torch.float32 if device.type=='cpu' else torch.bfloat16)

@@ -1,13 +1,14 @@
 "Bad days of a training run: a full disk, cut and flipped bytes, torn lines, clocks that jump, a command that is started twice."
 import errno,io,json,os,random,resource,shutil,signal,subprocess,sys
 from contextlib import contextmanager,redirect_stdout
+from copy import deepcopy
 from pathlib import Path
-import pytest
+import pytest,torch
 from safetensors.torch import load_file,save_file
 from esma_nb.evaluation import eval_model
 from esma_nb.evolution import Master,fingerprint
 from esma_nb.journal import resume,save_checkpoint
-from esma_nb.models import load_model
+from esma_nb.models import cast,load_model
 from esma_nb.optimisers import Adam
 from esma_nb.replaying import replay_run
 from esma_nb.runs import append_lines,held,read_lines,seal
@@ -318,7 +319,7 @@ def test_fewer_iterations_than_are_done(cut_off):
 
 def test_the_best_model_is_that_of_the_books_after_a_longer_command(tmp_path):
     "The end of a run is measured whatever the interval, so it may be the best when the run goes on."
-    for n in (3, 5, 6): result,_ = run(tmp_path, num_iterations=n, evaluate_interval=2, best_by='accuracy')
+    for n in (3, 5, 6): result,_ = run(tmp_path, num_iterations=n, evaluate_interval=2, best_by='alignment', seed=0)
     best = tmp_path/'best'/'manifest.json'
     assert result['best']['iteration']==(json.loads(best.read_text())['iteration'] if best.exists() else 0)
 
@@ -336,6 +337,8 @@ def test_what_bfloat16_members_leave_alone_is_not_rounded(base, tmp_path):
     "Gains take no part, and positions have frequencies in float32 whatever members compute in; so a replay finds the same bits."
     result,_ = run(tmp_path/'run', dtype='bfloat16')
     with redirect_stdout(io.StringIO()): assert replay_run(str(tmp_path/'run'), checkpoints=False)==result['model_sha256']
+    frequencies = cast(deepcopy(base[0]), torch.bfloat16).model.rotary_emb.inv_freq
+    assert frequencies.equal(base[0].model.rotary_emb.inv_freq)
     gains = {n: p for n,p in base[0].named_parameters() if p.ndim<2}
     tuned = load_file(tmp_path/'run'/'model'/'model.safetensors')
     assert gains and all(tuned[n].equal(p) for n,p in gains.items())
