@@ -35,10 +35,13 @@ class Record:
     yes:bool=None # None where the claim failed or could not be read
     unparsed:bool=False # A claim was made, and nobody can read it
     failed:str=None # Why nothing came back
-    log_odds:float=None # Evidence for the claim: yes against no at the first token of the meta reply, or a grade
+    log_odds:float=None # Evidence for the claim: yes against no at the first token of the meta reply's answer, or a grade
+    log_odds_bound:float=None # Where they are not known: at least this if positive, at most this if negative
     p_yes:float=None # The same as a probability
     direct_tokens:int=0 # Length of the replies
     meta_tokens:int=0
+    direct_reasoning:str=None # What a reasoning model wrote before its answer
+    meta_reasoning:str=None # The same before its claim
     seconds:float=None # Its share of the time its batch took
 
 # %% ../nbs/30_evaluation.ipynb #bba8bfe1
@@ -56,7 +59,9 @@ def record(
     odds = None if failed else claim.evidence(direct, extra)
     return Record(**{k: row[k] for k in ('question_id', 'question', 'answers')}, direct_output=direct.text, meta_output=extra.text if extra else None,
         correct=None if failed else match(direct.text, row['answers']), yes=yes, unparsed=not failed and yes is None, failed=failed,
-        log_odds=odds, p_yes=None if odds is None else float(1/(1+np.exp(-odds))),
+        log_odds=odds, log_odds_bound=None if failed or not extra or odds is not None else extra.log_odds_bound,
+        p_yes=None if odds is None else float(1/(1+np.exp(-odds))),
+        direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None,
         direct_tokens=direct.n_tokens, meta_tokens=extra.n_tokens if extra else 0, seconds=seconds)
 
 # %% ../nbs/30_evaluation.ipynb #7bda7974

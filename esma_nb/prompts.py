@@ -24,10 +24,12 @@ class Prompt:
 @dataclass
 class Reply:
     "What came back for one prompt."
-    text:str # What the model said
-    log_odds:float=None # Yes against no at the first reply token; `None` where not asked or not known
-    n_tokens:int=0 # Length of the reply, in tokens
-    failed:str=None # Why nothing came back
+    text:str # The answer that the model gave, without its reasoning
+    log_odds:float=None # Yes against no at the first token of the answer; `None` where not asked or not known
+    n_tokens:int=0 # Length of the whole reply, in tokens
+    failed:str=None # Why there is no answer
+    reasoning:str=None # What the model wrote before its answer; `None` where it wrote none
+    log_odds_bound:float=None # Where only one side of the log-odds is known: at least this if positive, at most this if negative
 
 # %% ../nbs/00_prompts.ipynb #02ef4e1d
 @dataclass(frozen=True)
