@@ -17,10 +17,10 @@ from .evolution import population,shapings
 
 # %% ../nbs/41a_population.ipynb #41e4e41b
 def own_store(
-    environment=os.environ, # Where torchrun says who and where we are
+    environment:dict=None, # Where torchrun says who and where we are; None for the process's own
 )->dict: # What `PartialState` should be told besides
     "After a restart by torchrun, a place of our own in its store: in the common one the dead have left their addresses."
-    e = environment
+    e = os.environ if environment is None else environment
     if e.get('TORCHELASTIC_USE_AGENT_STORE')!='True': return {}
     from torch.distributed import PrefixStore,TCPStore
     rank,size = int(e['RANK']),int(e['WORLD_SIZE'])
@@ -82,10 +82,11 @@ class Team:
 # %% ../nbs/41a_population.ipynb #037b240b
 def one_process_note(
     team:Team,
-    environment=os.environ, # Where accelerate leaves its marks
+    environment:dict=None, # Where accelerate leaves its marks; None for the process's own
 )->str: # A line for the user, or nothing
     "Say so when `accelerate launch` was asked for several processes and could not have them."
-    if team.size>1 or team.state.device.type!='cpu' or 'ACCELERATE_MIXED_PRECISION' not in environment: return ''
+    marks = os.environ if environment is None else environment
+    if team.size>1 or team.state.device.type!='cpu' or 'ACCELERATE_MIXED_PRECISION' not in marks: return ''
     return ("accelerate launch started one process: on a CPU it starts no more without MPI. "
         "For N processes use torchrun --nproc_per_node N -m esma_nb.training")
 

@@ -21,7 +21,7 @@ from fastcore.docments import docments
 from .intervals import wilson
 from .metrics import MetaScores,label,shown,whole as fields
 from .commands import command
-from .runs import read_json,read_lines,whole
+from .runs import public,read_json,read_lines,shareable,whole
 from .rows import describe
 from .evaluation import differs,load_records,record_files
 from .figures import confidence,counts,dprime,inline,learning,palette,picture,reliability,risk,roc,series
@@ -120,7 +120,7 @@ def failures(records:list, most=3)->list: # `(why, how many)`, the commonest fir
 
 def facts(run:Run)->dict: # `{what: words}`
     "What the run was, in the order in which a reader asks."
-    args,counts = run.about.get('args', {}),run.about.get('counts', {})
+    args,counts = shareable(run.about.get('args', {})),run.about.get('counts', {})
     told = {k: args.get(k) for k in 'model dataset split lang claim preset matcher reward_type seed'.split()}
     told |= dict(questions=describe(counts) if 'kept' in counts else None, iterations=len(run.lines) or None)
     told |= {k: differs(v) if k=='choices' else v for k,v in run.about.items() if k not in ('args', 'counts', 'versions')}
@@ -189,7 +189,7 @@ def page(
         version=__version__, again=again, runs=runs, every=every, ends=ends, figures=figures, training=learned, fields=fields, kinds=kinds,
         most=most, longest=longest, board=board, shares=('accuracy', 'yes_rate'), scales=scales(every), place=place, shown=shown,
         meaning={k: (v or '').replace('`', '') for k,v in docments(MetaScores).items()}, able=any(s.scores.auroc is not None for s in ends),
-        aside=aside, examples=examples, facts=facts, failures=failures, warnings=warnings)
+        aside=aside, examples=examples, facts=facts, failures=failures, warnings=warnings, shareable=shareable)
 
 # %% ../nbs/32_report.ipynb #b85317c0
 @command
@@ -202,7 +202,7 @@ def report(
     out = Path(output_dir or (runs[0] if len(runs)==1 and Path(runs[0]).is_dir() else 'out/report'))
     if out.is_file(): raise ValueError(f"{out} is a file: --output_dir names a folder")
     figures,learned = pictures(found),{r.name: training(r, i) for i,r in enumerate(found, 1) if r.lines}
-    html = page(found, figures, learned, ' '.join(['esma_nb_report', *map(str, runs)]))
+    html = page(found, figures, learned, ' '.join(['esma_nb_report', *map(public, map(str, runs))]))
     with whole(out/'report_figures') as draft:
         draft.mkdir()
         for p in figures + sum(learned.values(), []):

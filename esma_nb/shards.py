@@ -22,12 +22,12 @@ class Group:
     def __init__(self,
         hold:int, # How many processes hold one model
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
-        environment=os.environ, # Where torchrun says who and where we are
+        environment:dict=None, # Where torchrun says who and where we are; None for the process's own
     ):
         import torch.distributed.nn.functional # As in `Team`
         from accelerate import PartialState
         from torch.distributed import PrefixStore,TCPStore,init_process_group,new_group
-        e,patience = environment,timedelta(hours=2)
+        e,patience = os.environ if environment is None else environment,timedelta(hours=2)
         n,me = int(e.get('WORLD_SIZE', 1)),int(e.get('RANK', 0))
         if n%hold or 'TORCHELASTIC_RESTART_COUNT' not in e:
             raise ValueError(f"{n} process(es) cannot be split into groups of {hold}: start them with torchrun --nproc_per_node {hold} -m esma_nb.training, or a multiple of {hold}")

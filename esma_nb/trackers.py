@@ -15,8 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Callable
 from .metrics import MetaScores,compared
-from .runs import read_json,read_lines,sha256_file,write_json
-from .cards import shareable
+from .runs import read_json,read_lines,sha256_file,shareable,write_json
 
 # %% ../nbs/34_trackers.ipynb #13dcc63e
 packages = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio', mlflow='mlflow-skinny sqlalchemy alembic')
