@@ -134,7 +134,8 @@ def bench(
     import torch
     from esma_nb.datasets import load_rows
     from esma_nb.limits import machine_limits
-    from esma_nb.models import encode,load_model,working_dtype
+    from esma_nb.models import load_model,working_dtype
+    from esma_nb.encoding import encode
     from esma_nb.prompts import direct_prompt,meta_prompt
     net,tokenizer = load_model(model, 'float32', device)
     place,dtype = net.device,working_dtype(dtype, net.device)

@@ -84,7 +84,7 @@ def by_grade(
     if lang!='en': raise ValueError(f"the scale {scale} is in en only, not in {lang!r}: use the claim meta, idk or logits")
     template,grades = scales[scale]
     def direct(question): return replace(direct_prompt(question, lang, max_new_tokens), chat=chat)
-    def extra(question): return Prompt(fill(template, question), meta_tokens, chat)
+    def extra(question): return Prompt(fill(template, question), meta_tokens, chat, question=question)
     def sure(extra): return reads_grade(extra.text, grades)
     def read(direct, extra): return None if sure(extra) is None else sure(extra)>.5
     def evidence(direct, extra): return None if sure(extra) is None else log(sure(extra)/(1-sure(extra)))

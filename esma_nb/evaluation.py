@@ -42,6 +42,8 @@ class Record:
     meta_tokens:int=0
     direct_reasoning:str=None # What a reasoning model wrote before its answer
     meta_reasoning:str=None # The same before its claim
+    direct_finish_reason:str=None # `stop` where the model ended its answer, `length` where a limit did
+    prompt_truncated:bool=False # Was the question too long, and read without its beginning?
     seconds:float=None # Its share of the time its batch took
 
 # %% ../nbs/30_evaluation.ipynb #bba8bfe1
@@ -61,7 +63,8 @@ def record(
         correct=None if failed else match(direct.text, row['answers']), yes=yes, unparsed=not failed and yes is None, failed=failed,
         log_odds=odds, log_odds_bound=None if failed or not extra or odds is not None else extra.log_odds_bound,
         p_yes=None if odds is None else float(1/(1+np.exp(-odds))),
-        direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None,
+        direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None, direct_finish_reason=direct.finish_reason,
+        prompt_truncated=direct.prompt_truncated or bool(extra and extra.prompt_truncated),
         direct_tokens=direct.n_tokens, meta_tokens=extra.n_tokens if extra else 0, seconds=seconds)
 
 # %% ../nbs/30_evaluation.ipynb #7bda7974

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from .prompts import language
 from .evaluation import evaluate
-from .models import encode
+from .encoding import encode
 
 # %% ../nbs/43_examples.ipynb #b3184994
 def teach_answers(

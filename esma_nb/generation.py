@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['greedy', 'own_sampling', 'uniform', 'generate', 'end_tokens', 'single_tokens', 'log_odds', 'local_ask', 'kind_of',
-           'token_memory', 'batches_of', 'answer']
+           'reasons_unasked', 'token_memory', 'batches_of', 'answer', 'reply_of', 'answer_logits']
 
 # %% ../nbs/21_generation.ipynb #9f6ff913
 from hashlib import blake2b
@@ -13,8 +13,10 @@ from transformers import LogitsProcessorList,MinPLogitsWarper,RepetitionPenaltyL
 from transformers import TemperatureLogitsWarper,TopKLogitsWarper,TopPLogitsWarper
 from accelerate.utils.memory import should_reduce_batch_size
 from .prompts import Reply,no_spellings,yes_spellings
-from .models import encode
 from .lean import reader_of
+from .encoding import context_length,encode_prompt
+from .decoding import decode_reply,opens_reasoning,reply_limit
+from .reasoning import no_answer
 
 # %% ../nbs/21_generation.ipynb #466b14a1
 def greedy(
@@ -59,20 +61,24 @@ def generate(
     limits:list, # Longest reply of each row, in tokens
     choose=greedy, # From logits and what was said so far to one token a row
     read=reader_of, # From a model to a reader
+    extend=lambda i, reply: 0, # From a row that reaches its limit, and its reply so far, to another limit; no greater one ends it
 ): # `(replies, first)`: lists of token ids, and the logits from which each one's first token was chosen
     "Continue every row until it ends or reaches its limit; rows that are done leave the batch."
     order = sorted(range(len(rows)), key=lambda i: kinds[i])
     reader = read(model)
     logits = reader.start([rows[i] for i in order], [kinds[i] for i in order], max(limits))
     first,ends,replies,live = logits[torch.tensor(order).argsort()],end_tokens(model),[[] for _ in rows],order
-    seen = [list(r) for r in rows]
+    seen,limits,done = [list(r) for r in rows],list(limits),set()
+    def is_done(i):
+        if replies[i][-1] not in ends and len(replies[i])==limits[i]: limits[i] = max(limits[i], extend(i, replies[i]))
+        return replies[i][-1] in ends or len(replies[i])==limits[i]
     while True:
         tokens = choose(logits, [seen[i] for i in live])
-        talking = []
-        for j,(i,token) in enumerate(zip(live, tokens.tolist())):
-            if len(replies[i])<limits[i] and not (replies[i] and replies[i][-1] in ends):
-                for line in (replies[i], seen[i]): line.append(token)
-            if len(replies[i])<limits[i] and replies[i][-1] not in ends: talking.append(j)
+        for i,token in zip(live, tokens.tolist()):
+            if i in done: continue
+            for line in (replies[i], seen[i]): line.append(token)
+            if is_done(i): done.add(i)
+        talking = [j for j,i in enumerate(live) if i not in done]
         if not talking: return replies,first
         if len(talking) <= 0.9*len(live):
             keep = torch.tensor(talking, device=model.device)
@@ -108,30 +114,44 @@ def local_ask(
     model, # From `load_model`
     tokenizer, # From `load_model`
     batch_size:int=256, # Prompts read at once; halved when memory runs out
-    max_input_length:int=128, # Longest prompt in tokens; of a longer one the beginning is cut off
+    max_input_length:int=None, # Longest prompt in tokens; of a longer one the question is shortened; None: what the model's context leaves
     choose=greedy, # Or `own_sampling(model, seed)`
     read=reader_of, # From the model to what reads for it
+    enable_thinking:bool=False, # Let a reasoning model reason before it answers
+    max_reasoning_tokens:int=0, # Room for that, before the answer's own limit
+    warn=lambda line: None, # Told, once, that a model reasons although it should not
 ): # An `ask`: from a list of `Prompt` to a list of `Reply`
     "Let `model` answer prompts."
-    ids_of,in_batches = token_memory(tokenizer, max_input_length),batches_of(batch_size)
+    ids_of,in_batches = token_memory(model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens),batches_of(batch_size)
+    warned = []
     def ask(prompts):
         rows,words = ids_of(prompts)
-        def work(batch): return answer(model, tokenizer, *([x[i] for i in batch] for x in (prompts, rows, kinds)), words, choose, read)
+        def work(batch): return answer(model, tokenizer, *([x[i] for i in batch] for x in (prompts, rows, kinds)), words, choose, read, max_reasoning_tokens)
         kinds = [kind_of(p) for p in prompts]
-        replies = in_batches(work, sorted(range(len(prompts)), key=lambda i: len(rows[i]), reverse=True))
+        replies = in_batches(work, sorted(range(len(prompts)), key=lambda i: len(rows[i][0]), reverse=True))
+        if not enable_thinking and not warned and (line := reasons_unasked(replies.values())): warned.append(line), warn(line)
         return [replies[i] for i in range(len(prompts))]
     return ask
 
 def kind_of(prompt)->tuple: # Prompts of one kind begin alike, and speak alike long
     return prompt.lang or '',prompt.max_new_tokens,prompt.chat
 
+def reasons_unasked(replies)->str: # A line for the user, or nothing
+    replies = list(replies)
+    n = sum(bool(r.reasoning) for r in replies)
+    return n and f"this model reasons although --enable_thinking is off: {n} of {len(replies)} replies begin with a block of reasoning, which is not scored; --max_reasoning_tokens 1024 gives it room"
+
 # %% ../nbs/21_generation.ipynb #8b5ee5bb
-def token_memory(tokenizer, max_input_length): # From prompts to their ids, and to the ids of yes and no by language
-    known,words = {},{}
+def token_memory(model, tokenizer, max_input_length, enable_thinking=False, max_reasoning_tokens=0): # From prompts to `(ids, truncated, opened)` each, and to the ids of yes and no by language
+    known,words,context = {},{},context_length(model)
+    def encoded(p):
+        room = max_input_length or (context and max(1, context-p.max_new_tokens-max_reasoning_tokens))
+        ids,truncated = encode_prompt(tokenizer, p, room, enable_thinking)
+        return ids,truncated,opens_reasoning(tokenizer, ids)
     def ids_of(prompts):
         nonlocal known
         new = [p for p in dict.fromkeys(prompts) if p not in known]
-        found = known | dict(zip(new, encode(tokenizer, new, max_input_length)))
+        found = known | {p: encoded(p) for p in new}
         known = {p: found[p] for p in prompts}
         for lang in {p.lang for p in new if p.lang} - words.keys():
             words[lang] = [single_tokens(tokenizer, s(lang)) for s in (yes_spellings, no_spellings)]
@@ -154,11 +174,29 @@ def batches_of(size): # Stays at what fits into memory
     return in_batches
 
 # %% ../nbs/21_generation.ipynb #9f1c1e86
-def answer(model, tokenizer, prompts, rows, kinds, words, choose, read=reader_of): # One batch of an `ask`
-    ids,first = generate(model, rows, kinds, [p.max_new_tokens for p in prompts], choose, read)
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    replies = [Reply(t, n_tokens=len(i)) for t,i in zip(texts, ids)]
+def answer(model, tokenizer, prompts, encoded, kinds, words, choose, read=reader_of, max_reasoning_tokens=0): # One batch of an `ask`
+    (rows,truncated,opened),limits = zip(*encoded),[p.max_new_tokens for p in prompts]
+    def extend(i, reply): return reply_limit(tokenizer, reply, opened[i], limits[i], max_reasoning_tokens)
+    ids,first = generate(model, rows, kinds, limits, choose, read, extend)
+    parts = [decode_reply(tokenizer, *x) for x in zip(ids, opened, limits)]
+    replies = [reply_of(*x, model) for x in zip(parts, ids, limits, truncated)]
+    first = answer_logits(model, rows, ids, kinds, [p.lang and not r.failed and start for p,r,(*_,start) in zip(prompts, replies, parts)], first, read)
     for lang,(yes,no) in words.items():
         mine = [j for j,p in enumerate(prompts) if p.lang==lang]
-        for j,x in zip(mine, log_odds(first[mine], yes, no) if mine else []): replies[j].log_odds = x
+        for j,x in zip(mine, log_odds(first[mine], yes, no) if mine else []): replies[j].log_odds = None if replies[j].failed else x
     return replies
+
+def reply_of(part, ids, limit, truncated, model)->Reply:
+    "What the tokens of one reply come to; reasoning without an answer is a failure, neither wrong nor No."
+    reasoning,text,start = part
+    ended = ids[-1] in end_tokens(model) and len(ids)-start<=limit
+    failed = no_answer(len(ids)) if text is None else 'no answer after the reasoning' if reasoning is not None and not text else None
+    return Reply(text or '', n_tokens=len(ids), failed=failed, reasoning=reasoning, finish_reason='stop' if ended else 'length', prompt_truncated=truncated)
+
+@torch.inference_mode()
+def answer_logits(model, rows, replies, kinds, starts, first, read): # `first`, where a block of reasoning comes before an answer replaced by the logits of the answer's first token
+    late = sorted((i for i,start in enumerate(starts) if start), key=lambda i: kinds[i])
+    if not late: return first
+    first = first.clone()
+    first[late] = read(model).start([rows[i]+replies[i][:starts[i]] for i in late], [kinds[i] for i in late], 1)
+    return first

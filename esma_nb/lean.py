@@ -135,12 +135,17 @@ def beginnings(self:LeanReader, heads)->list: # Keys and values of each layer, o
 def next(self:LeanReader, tokens)->torch.Tensor: # Logits, as from `start`
     "Read one more token of every row."
     self.hidden = torch.nn.functional.pad(self.hidden, (0, 1))
+    if self.used==self.keys.shape[-1]: self.grow(max(64, self.used//2))
     def look(i, q, k, v):
         self.keys[i][..., self.used],self.values[i][:, :, self.used] = k,v
         return self.ask(i, q.float().view(len(q), self.heads, -1, self.size), self.used+1, self.spans, self.far, self.hidden).to(q.dtype)
     x = self.through(tokens, self.at, look)
     self.used,self.at = self.used+1,self.at+1
     return self.logits(x)
+
+@patch
+def grow(self:LeanReader, more:int): # Room for more tokens than were asked for at the start: replies that reason
+    self.keys,self.values = torch.nn.functional.pad(self.keys, (0, more)),torch.nn.functional.pad(self.values, (0, 0, 0, more))
 
 @patch
 def keep(self:LeanReader, rows): # Their indices, ascending

@@ -115,19 +115,21 @@ def ask_together(
     crew, # Members of one model
     tokenizer, # From `load_model`
     batch_size:int=256, # Prompts read at once, of all members together; halved when memory runs out
-    max_input_length:int=128, # Longest prompt in tokens; of a longer one the beginning is cut off
+    max_input_length:int=None, # Longest prompt in tokens; of a longer one the question is shortened; None: what the model's context leaves
     choose=greedy, # From logits and what was said so far to one token a row
+    enable_thinking:bool=False, # Let a reasoning model reason before it answers
+    max_reasoning_tokens:int=0, # Room for that, before the answer's own limit
 ): # From members and a list of `Prompt` to a list of `Reply` for each member
     "Put the same prompts to many members at once."
-    ids_of,in_batches = token_memory(tokenizer, max_input_length),batches_of(batch_size)
+    ids_of,in_batches = token_memory(crew.model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens),batches_of(batch_size)
     def read(model): return reader_of(model, crew.tell)
     def ask(members, prompts):
         rows,words = ids_of(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(rows[i]), reverse=True)
+        order = sorted(range(len(prompts)), key=lambda i: len(rows[i][0]), reverse=True)
         def work(batch):
             those = [prompts[i] for _,i in batch]
             kinds = [(m, *kind_of(p)) for (m,_),p in zip(batch, those)]
-            return answer(crew.model, tokenizer, those, [rows[i] for _,i in batch], kinds, words, choose, read)
+            return answer(crew.model, tokenizer, those, [rows[i] for _,i in batch], kinds, words, choose, read, max_reasoning_tokens)
         with crew.aboard(members): said = in_batches(work, [(m, i) for m in range(len(members)) for i in order])
         return [[said[m, i] for i in range(len(prompts))] for m in range(len(members))]
     return ask

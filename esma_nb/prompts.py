@@ -19,6 +19,7 @@ class Prompt:
     max_new_tokens:int=32 # Longest reply, in tokens
     chat:bool=True # Wrapped by the model's chat template?
     lang:str=None # Set on a meta prompt: the log-odds of this language's yes against its no are wanted
+    question:str=None # The part of `text` that may be shortened where the prompt is too long
 
 # %% ../nbs/00_prompts.ipynb #2fe15a00
 @dataclass
@@ -30,6 +31,8 @@ class Reply:
     failed:str=None # Why there is no answer
     reasoning:str=None # What the model wrote before its answer; `None` where it wrote none
     log_odds_bound:float=None # Where only one side of the log-odds is known: at least this if positive, at most this if negative
+    finish_reason:str=None # `stop` where the model ended its reply, `length` where a limit did; `None` where not known
+    prompt_truncated:bool=False # Was the question too long, and read without its beginning?
 
 # %% ../nbs/00_prompts.ipynb #02ef4e1d
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def direct_prompt(
     max_new_tokens:int=32, # Room for the answer
 )->Prompt: # Wants the answer
     "Ask `question` itself."
-    return Prompt(fill(language(lang).direct, question), max_new_tokens)
+    return Prompt(fill(language(lang).direct, question), max_new_tokens, question=question)
 
 # %% ../nbs/00_prompts.ipynb #542ae705
 def meta_prompt(
@@ -103,7 +106,7 @@ def meta_prompt(
     "Ask whether the model knows the answer to `question`."
     own = language(lang)
     longest = max(len(words.split()[0].encode()) for words in (own.yes, own.no))
-    return Prompt(fill(own.meta, question), max(max_new_tokens, longest), lang=lang)
+    return Prompt(fill(own.meta, question), max(max_new_tokens, longest), lang=lang, question=question)
 
 # %% ../nbs/00_prompts.ipynb #36055e16
 def idk_prompt(
@@ -112,7 +115,7 @@ def idk_prompt(
     max_new_tokens:int=32, # Room for the answer
 )->Prompt: # Wants the answer, or a pass
     "Ask `question`, and allow the model to pass."
-    return Prompt(fill(language(lang).idk, question), max_new_tokens)
+    return Prompt(fill(language(lang).idk, question), max_new_tokens, question=question)
 
 # %% ../nbs/00_prompts.ipynb #49b899a3
 _apart = re.compile('(?<=\\d)(?=[¼-¾⅐-⅞²³¹⁰-⁹])') # 2½ is not 21 over 2, nor 10² the number 102

@@ -54,7 +54,8 @@ def prepare(args:dict, out:Path, teach, team, log): # A `Course`, or None where 
     "Load what a course needs, try it on one question, and only then claim its folder."
     from esma_nb.course import Course
     from esma_nb.datasets import train_and_held_out
-    from esma_nb.models import encode,find_model,load_model
+    from esma_nb.models import find_model,load_model
+    from esma_nb.encoding import encode
     find_model(args['model'])
     rows,val,counts = train_and_held_out(*(args[k] for k in ('dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed')))
     if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'])

@@ -71,7 +71,8 @@ def prepare(args:dict, out:Path, team, log, dry_run=False): # A `Campaign`, or N
     "Load what a run needs, try it on one question, and only then claim its folder."
     from esma_nb.campaign import Campaign
     from esma_nb.datasets import train_and_held_out
-    from esma_nb.models import encode,find_model
+    from esma_nb.models import find_model
+    from esma_nb.encoding import encode
     find_model(args['model'])
     rows,val,counts = train_and_held_out(*(args[k] for k in ('dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed')), clean=choices(args['preset'])['clean'])
     if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'])

@@ -16,7 +16,8 @@ from .prompts import Reply
 from .matching import matchers
 from .rewards import reward_named
 from .claims import by_meta
-from .models import encode,load_model
+from .models import load_model
+from .encoding import encode
 from .lean import reader_of
 from .generation import local_ask
 from .evaluation import columns,evaluate

@@ -8,7 +8,8 @@ from esma_nb.generation import generate,local_ask
 from esma_nb.lean import LeanReader,reader_of
 from esma_nb.reading import shares_prefixes
 from esma_nb.packing import pack
-from esma_nb.models import encode,load_model
+from esma_nb.models import load_model
+from esma_nb.encoding import encode
 from esma_nb.noise import direction,remember
 from esma_nb.prompts import direct_prompt,meta_prompt
 

@@ -84,7 +84,7 @@ def test_labels_are_the_models_own_greedy_answers(whole, demo):
     import torch
     from esma_nb.datasets import load_rows
     from esma_nb.matching import matchers
-    from esma_nb.models import encode
+    from esma_nb.encoding import encode
     from esma_nb.prompts import direct_prompt
     model,tokenizer = demo
     rows = {r['question_id']: r for r in load_rows('demo', 'train')[0]}
@@ -100,7 +100,7 @@ def test_taught_and_measured_in_one_format(demo):
     from esma_nb.claims import claim_named
     from esma_nb.evaluation import evaluate
     from esma_nb.examples import teach_both,tokenized
-    from esma_nb.models import encode
+    from esma_nb.encoding import encode
     from esma_nb.prompts import Reply
     for lang in ('en', 'ko', 'zh', 'es'):
         for chat in (True, False):

@@ -146,7 +146,8 @@ def vllm(a):
     "Generation alone, for one member; nothing writes its weights."
     if not find_spec('vllm'): return dict(skipped='vllm is not installed')
     from vllm import LLM,SamplingParams
-    from esma_nb.models import encode,load_model
+    from esma_nb.models import load_model
+    from esma_nb.encoding import encode
     from esma_nb.prompts import direct_prompt,meta_prompt
     tokenizer,rows = load_model(a.model, 'float32', 'cpu')[1],questions(a, 4 if a.toy else 256)
     ids = [dict(prompt_token_ids=i) for i in encode(tokenizer, [f(r['question']) for f in (direct_prompt, meta_prompt) for r in rows])]
