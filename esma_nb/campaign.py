@@ -129,11 +129,12 @@ class Campaign:
         dtype = working_dtype(a['dtype'], self.model.device)
         cast(self.model, pick_dtype(dtype, self.model.device))
         asking = self.tokenizer,2*a['batch_size'],a['max_input_length']
+        think = dict(enable_thinking=a['enable_thinking'], max_reasoning_tokens=a['max_reasoning_tokens'])
         if shards: self.places = [self.hold_together(shards, asking)]
-        else: self.places = [(m, local_ask(net, *asking, self.choose, self.read or reader_of)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
+        else: self.places = [(m, local_ask(net, *asking, self.choose, self.read or reader_of, **think, warn=self.log)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
         if not shards: self.master.write()
         self.master,self.ask = self.places[0]
-        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking, self.choose) if a['perturbation']=='lowrank' and not shards else None
+        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking, self.choose, **think) if a['perturbation']=='lowrank' and not shards else None
         self.journal,self.measured,self.stop,self.shown = [],{},[],None
         self.log(f"members compute in {dtype}, {'a group of '+str(self.group.hold)+' processes' if shards else type(reader_of(self.model)).__name__} reads for them, {len(self.places)} at a time")
 
@@ -217,7 +218,7 @@ def agree(self:Campaign)->str: # sha256 of the weights
 # %% ../nbs/41d_campaign.ipynb #7520b336
 @patch
 def earned(self:Campaign, ask, asking)->dict: # What one member brings home
-    return outcome(evaluate(ask, asking, self.claim, self.match), self.reward, self.args['max_new_tokens'])
+    return outcome(evaluate(ask, asking, self.claim, self.match), self.reward)
 
 @patch
 def one_by_one(self:Campaign, asking)->dict: # For `iterate`: members are written into the weights, and asked

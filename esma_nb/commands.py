@@ -79,7 +79,7 @@ def _meant(action, value, path): # As the line would have it
 
 # %% ../nbs/04_commands.ipynb #b1ac7844
 least = dict.fromkeys('batch_size eval_batch_size max_input_length max_new_tokens num_samples repeats rank concurrency tries'.split(), 1) | dict.fromkeys(
-    'clip evaluate_interval keep_checkpoints max_cost max_hours max_minutes model_save_interval noise_memory patience spare weight_decay'.split(), 0)
+    'clip evaluate_interval keep_checkpoints max_cost max_hours max_minutes max_reasoning_tokens model_save_interval noise_memory patience spare weight_decay'.split(), 0)
 
 def sane(
     args:dict, # Options by name

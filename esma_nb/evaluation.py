@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['presets', 'readings', 'decodings', 'Record', 'record', 'evaluate', 'columns', 'scores', 'load_records', 'is_of',
-           'evaluate_into', 'record_files', 'rematch', 'in_words', 'pick', 'choices', 'claim_of', 'chooser', 'differs',
-           'report', 'with_bar', 'eval_model', 'score']
+           'evaluate_into', 'record_files', 'rematch', 'in_words', 'pick', 'choices', 'limits_of', 'claim_of',
+           'chooser', 'differs', 'report', 'with_bar', 'eval_model', 'score']
 
 # %% ../nbs/30_evaluation.ipynb #16a7af70
 import json
@@ -149,7 +149,9 @@ def rematch(records, match): # The same replies, judged anew
 def in_words(records)->str: # What a table of scores leaves out
     n = max(len(records), 1)
     lines = sum('\n' in r.direct_output.strip() for r in records)/n
-    return f"{len(records)} records; {lines:.0%} of the answers run over several lines, {sum(r.unparsed for r in records)/n:.0%} of the claims cannot be read"
+    cut = sum(r.prompt_truncated for r in records)
+    return (f"{len(records)} records; {lines:.0%} of the answers run over several lines, {sum(r.unparsed for r in records)/n:.0%} of the claims cannot be read"
+        + (f"; {cut} questions were longer than the model's context or --max_input_length, and asked without their beginning" if cut else ''))
 
 # %% ../nbs/30_evaluation.ipynb #f89e1c45
 presets = dict(
@@ -170,6 +172,15 @@ def choices(
     made = pick(presets, preset, 'preset') | {k: v for k,v in given.items() if v is not None}
     pick(matchers, made['matcher'], 'matcher'), pick(decodings, made['decoding'], 'decoding')
     return made
+
+def limits_of(
+    preset:str, # One of `presets`
+    args:dict, # `max_input_length`, `max_reasoning_tokens` (None: not given) and `enable_thinking`
+)->dict: # The first two, filled in
+    "How long prompts and reasoning may be."
+    longest,reasoning = args['max_input_length'],args['max_reasoning_tokens']
+    if longest is None and preset=='paper': longest = 128
+    return dict(max_input_length=longest, max_reasoning_tokens=(1024 if args['enable_thinking'] else 0) if reasoning is None else reasoning)
 
 def claim_of(
     made:dict, # As from `choices`
@@ -226,8 +237,10 @@ def eval_model(
     decoding:str=None, # greedy, or own: as the model's generation_config says; default: the preset's
     chat:bool=True, # Ask through the model's chat template
     batch_size:int=50, # Questions asked at once
-    max_input_length:int=128, # Longest prompt in tokens
+    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves, 128 for preset paper
     max_new_tokens:int=32, # Longest answer in tokens
+    enable_thinking:bool=False, # Let a reasoning model reason before it answers, where its chat template has a switch for it
+    max_reasoning_tokens:int=None, # Room for that, before the answer's own limit; default: 1024 with --enable_thinking, else 0
     seed:int=42, # Draws the questions, and the replies where they are sampled
     dtype:str='auto', # float32, bfloat16 or auto
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
@@ -235,6 +248,7 @@ def eval_model(
 ):
     "Ask a model what it knows and whether it knows it; the same command again goes on where it stopped."
     args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device')}
+    args |= (limits := limits_of(preset, args))
     made = choices(preset, matcher=matcher, decoding=decoding)
     how,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens, chat=chat),matchers[made['matcher']]
     from esma_nb.datasets import load_rows
@@ -247,7 +261,7 @@ def eval_model(
     out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{claim}")
     open_run(out, args, counts=counts, choices=made, device=str(net.device))
     print(f"{dataset}: {describe(counts)}; records in {out}")
-    ask = local_ask(net, tokenizer, 2*batch_size, max_input_length, chooser(made, net, seed))
+    ask = local_ask(net, tokenizer, 2*batch_size, choose=chooser(made, net, seed), enable_thinking=enable_thinking, warn=print, **limits)
     path = out/'records'/f'{claim}.jsonl'
     def work(bar): return evaluate_into(path, ask, rows, how, match, batch_size, lambda done: bar.update(done-bar.n))
     with held(out): result = scores(with_bar(path, len(rows), work)).asdict()

@@ -71,7 +71,7 @@ def tokenized(
     tokenizer, # From `load_model`
     prompt, # A `Prompt`
     reply:str, # What should have been said
-    max_length:int=128, # Longest prompt in tokens; of a longer one the beginning is cut off
+    max_length:int=None, # Longest prompt in tokens; of a longer one the question is shortened; None for any
     whole:bool=False, # Does the prompt count in the loss, too? So it does in the public code
 )->tuple: # Token ids, and the place of the first one that counts
     "A prompt and its reply as ids, read exactly as the model will be asked."

@@ -110,7 +110,7 @@ def sft(
     chat:bool=True, # Ask through the model's chat template
     meta_chat:bool=True, # Measure the meta question through it, too; the public code does not
     eval_batch_size:int=128, # Questions asked at once; halved when memory runs out
-    max_input_length:int=128, # Longest prompt in tokens
+    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves
     max_new_tokens:int=32, # Longest answer in tokens when the model is asked; what it is taught is never cut
     evaluate_interval:int=0, # Measure every so many steps; 0: before and after only
     model_save_interval:int=500, # Save a checkpoint every so many steps; 0: the last one only
@@ -149,7 +149,7 @@ def sft_meta(
     chat:bool=True, # Ask through the model's chat template
     meta_chat:bool=True, # Measure the meta question through it, too; the public code does not
     eval_batch_size:int=128, # Questions asked at once; halved when memory runs out
-    max_input_length:int=128, # Longest prompt in tokens
+    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves
     max_new_tokens:int=32, # Longest answer in tokens when the model is asked; what it is taught is never cut
     evaluate_interval:int=0, # Measure every so many steps; 0: before and after only
     model_save_interval:int=500, # Save a checkpoint every so many steps; 0: the last one only

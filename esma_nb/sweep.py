@@ -140,7 +140,7 @@ def sweep(
     preset:str='default', # default, or paper: what the public code does
     chat:bool=True, # Ask through the model's chat template
     batch_size:int=50, # Questions asked at once
-    max_input_length:int=128, # Longest prompt in tokens
+    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves
     max_new_tokens:int=32, # Longest answer in tokens
     seed:int=42, # Draws the questions, and the replies where they are sampled
     dtype:str='auto', # float32, bfloat16 or auto

@@ -16,7 +16,7 @@ from .rewards import reward_named
 from .commands import command
 from .runs import held,open_run,read_json
 from .rows import describe,sample_rows
-from .evaluation import choices,differs,load_records,scores
+from .evaluation import choices,differs,limits_of,load_records,scores
 
 # %% ../nbs/42_training.ipynb #cf48d099
 recipes = dict(
@@ -165,8 +165,10 @@ def train(
     chat:bool=True, # Ask through the model's chat template
     abreast:int=0, # Members who answer at the same time, each on its share of the cores; 0: on a CPU as many as are likely to be quicker, else 1
     batch_size:int=128, # Questions asked at once; halved when memory runs out
-    max_input_length:int=128, # Longest prompt in tokens
+    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves, 128 for preset paper
     max_new_tokens:int=32, # Longest answer in tokens
+    enable_thinking:bool=False, # Let a reasoning model reason before it answers, where its chat template has a switch for it
+    max_reasoning_tokens:int=None, # Room for that, before the answer's own limit; default: 1024 with --enable_thinking, else 0
     evaluate_interval:int=0, # Measure on the held-out questions every so many iterations; 0: before and after only
     model_save_interval:int=50, # Save a checkpoint every so many iterations; 0: the last one only
     keep_checkpoints:int=2, # How many of the newest stay; 0 keeps all
@@ -186,6 +188,7 @@ def train(
 ):
     "Teach a model to know what it knows, by evolution; the same command again goes on where it stopped."
     args = resolve({k: v for k,v in locals().items() if k not in ('output_dir', 'dry_run')})
+    args |= limits_of(preset, args)
     check(args)
     out = Path(output_dir or f"out/{Path(model).name}-seed{seed}")
     from esma_nb.population import Team,one_process_note

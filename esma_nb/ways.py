@@ -129,7 +129,7 @@ class Clocked:
     def keep(self, rows): self.reader.keep(rows)
 
 # %% ../nbs/59_ways.ipynb #889955df
-defaults = dict(preset='default', lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True, shaping='zscore', seed=1, max_input_length=128,
+defaults = dict(preset='default', lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True, shaping='zscore', seed=1, max_input_length=None, enable_thinking=False, max_reasoning_tokens=0,
     max_new_tokens=32, noise_memory=.2, abreast=0, dtype='auto', perturbation='full', rank=4, optimizer='sgd', momentum=0., weight_decay=0., update='whole')
 
 def our_way(
