@@ -7,7 +7,7 @@ __all__ = ['opens_reasoning', 'decode_reply', 'reply_limit']
 
 # %% ../nbs/20d_decoding.ipynb #f93e5ef0
 from bisect import bisect_left
-from .reasoning import may_open,split_reasoning
+from .reasoning import may_open,reasoning_tags,split_reasoning
 
 # %% ../nbs/20d_decoding.ipynb #9b3c3066
 def opens_reasoning(
@@ -15,7 +15,7 @@ def opens_reasoning(
     prompt:list, # Token ids that the model reads
 )->bool:
     "Does the prompt itself end with the tag that opens a block of reasoning, as DeepSeek-R1's chat template does?"
-    return split_reasoning(tokenizer.decode(prompt[-16:]))==('', None) or split_reasoning(tokenizer.decode(prompt[-6:]))==('', None)
+    return tokenizer.decode(prompt[-16:]).rstrip().endswith(tuple(start for start,_ in reasoning_tags))
 
 def decode_reply(
     tokenizer, # From `load_model`
