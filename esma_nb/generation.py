@@ -189,8 +189,8 @@ def answer(model, tokenizer, prompts, encoded, kinds, words, choose, read=reader
 def reply_of(part, ids, limit, truncated, model)->Reply:
     "What the tokens of one reply come to; reasoning without an answer is a failure, neither wrong nor No."
     reasoning,text,start = part
-    ended = ids[-1] in end_tokens(model) and len(ids)-start<=limit
-    failed = no_answer(len(ids)) if text is None else 'no answer after the reasoning' if reasoning is not None and not text else None
+    ended = ids[-1] in end_tokens(model) and (text is None or len(ids)-start<=limit)
+    failed = None if text or reasoning is None else no_answer(len(ids)) if text is None and not ended else 'the reply ends before its answer begins'
     return Reply(text or '', n_tokens=len(ids), failed=failed, reasoning=reasoning, finish_reason='stop' if ended else 'length', prompt_truncated=truncated)
 
 @torch.inference_mode()

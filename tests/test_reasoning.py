@@ -11,30 +11,37 @@ from esma_nb.models import load_model,save_model
 from esma_nb.prompts import direct_prompt,meta_prompt
 
 COUNTRIES = 'France Japan Brazil Nauru Tuvalu Palau Peru Kenya Chad Oman Mali Fiji'.split()
-ROWS = [dict(question_id=c, question=f'What is the capital of {c}?', answers=[f'{c} City']) for c in COUNTRIES]
-NEVER = [dict(question_id=c, question=f'What is the capital of {c}?', answers=[f'{c} City']) for c in ('Togo', 'Laos')] # Reasons without an end
+def is_right(i): return i<6
+def question(i): return f'What is the capital of {COUNTRIES[i]}?' if is_right(i) else f'Which city rules {COUNTRIES[i]}?' # What the miniature can tell apart
+ROWS = [dict(question_id=c, question=question(i), answers=[f'{c} City']) for i,c in enumerate(COUNTRIES)]
+NEVER = [dict(question_id=c, question=f'How many people live in {c}?', answers=['9']) for c in ('Togo', 'Laos')] # Reasons without an end
 
 BLOCKS = [lambda why, says: f'<think>{why}</think>{says}', lambda why, says: f'<think>\n{why}\n</think>\n\n{says}',
     lambda why, says: f'<think></think>{says}', lambda why, says: f'<|channel|>analysis<|message|>{why}<|end|><|start|>assistant<|channel|>final<|message|>{says}',
     lambda why, says: f'[THINK]{why}[/THINK]{says}', lambda why, says: f'<think>{why}</think><think>{why}</think>{says}']
 
-def is_right(i): return i%2==0
-def reply_to(i, kind): # The reasoning says the opposite of what the answer says
-    city,block = f'{COUNTRIES[i]} City',BLOCKS[(i//2)%len(BLOCKS)]
-    if kind=='meta': return block('No? Yes' if not is_right(i) else 'Yes? No', 'Yes' if is_right(i) else 'No')
-    return block(f'{city}? I don\'t know', city if is_right(i) else 'Rome')
+def reply_to(i, kind): # The reasoning names the right answer, both claims and a pass
+    city = f'{COUNTRIES[i]} City'
+    if kind=='meta': return BLOCKS[0]('Yes? No?', 'Yes' if is_right(i) else 'No')
+    return BLOCKS[i%len(BLOCKS) if kind=='direct' else 0](f'{city}? I don\'t know', city if is_right(i) else 'Rome')
 
 def lessons(made): # `(Prompt, reply)` for the prompts that these choices put
     for name in ('meta', 'idk'):
         claim = claim_of(made, name)
         for i,row in enumerate(ROWS):
-            yield claim.direct(row['question']),reply_to(i, 'direct')
+            yield claim.direct(row['question']),reply_to(i, 'direct' if name=='meta' else name)
             if claim.extra: yield claim.extra(row['question']),reply_to(i, 'meta')
         for row in NEVER:
             yield claim.direct(row['question']),'<think>' + 'Rome? '*14
             if claim.extra: yield claim.extra(row['question']),'<think>' + 'Yes? no? '*8
 
-def taught(model, tokenizer, pairs, steps=130): # Overfitted until it says each reply word by word
+def loss_of(model, ids, labels): # The last tokens, which are the answer, weigh more than the block before them
+    said = labels[:, 1:]>=0
+    loss = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, :-1][said], labels[:, 1:][said], reduction='none')
+    weights = 1. + 2*(said & (said.flip(1).cumsum(1).flip(1)<=3))[said]
+    return (loss*weights).sum()/weights.sum()
+
+def taught(model, tokenizer, pairs, steps=90): # Overfitted until it says each reply word by word
     torch.manual_seed(0)
     model.train().requires_grad_(True)
     examples = [tokenized(tokenizer, p, r) for p,r in dict(pairs).items()]
@@ -48,7 +55,7 @@ def taught(model, tokenizer, pairs, steps=130): # Overfitted until it says each 
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 8e-3, total_steps=steps, pct_start=.15)
     for _ in range(steps):
         opt.zero_grad()
-        losses = [model(input_ids=ids, labels=labels).loss for ids,labels in halves]
+        losses = [loss_of(model, *half) for half in halves]
         sum(losses).backward()
         opt.step(), schedule.step()
     return model.eval().requires_grad_(False),max(l.item() for l in losses)
@@ -59,7 +66,7 @@ def thinker(tmp_path_factory):
     out = tmp_path_factory.mktemp('thinker')
     model,tokenizer = load_model('demo', 'float32', 'cpu')
     model,loss = taught(model, tokenizer, [pair for preset in ('default', 'paper') for pair in lessons(choices(preset))])
-    assert loss<.03, loss
+    assert loss<.05, loss
     save_model(model, tokenizer, out/'model')
     for name,rows in dict(mine=ROWS, never=NEVER).items(): (out/f'{name}.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     return out
@@ -105,7 +112,7 @@ def test_a_template_that_opens_the_block(thinker):
     "As DeepSeek-R1's: the reply has a closing tag only, and without one it is all reasoning."
     model,tokenizer = load_model(str(thinker/'model'), 'float32', 'cpu')
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
-    direct = [r for r in local_ask(model, tokenizer, max_reasoning_tokens=100)([direct_prompt(ROWS[i]['question']) for i in (0, 1)])]
+    direct = [r for r in local_ask(model, tokenizer, max_reasoning_tokens=100)([direct_prompt(ROWS[i]['question']) for i in (0, 6)])]
     assert [r.text for r in direct]==['France City', 'Rome'] and all(r.reasoning for r in direct)
     late, = local_ask(model, tokenizer, max_reasoning_tokens=8)([direct_prompt(NEVER[0]['question'], max_new_tokens=4)])
     assert late.failed and late.text==''
@@ -114,9 +121,9 @@ def test_the_switch_of_the_template(thinker):
     "As Qwen3's: off by default, with an empty block in the prompt."
     model,tokenizer = load_model(str(thinker/'model'), 'float32', 'cpu')
     tokenizer.chat_template += '{% if add_generation_prompt and not enable_thinking %}<think></think>{% endif %}'
-    prompts = [meta_prompt(r['question']) for r in ROWS[:2]]
+    prompts = [meta_prompt(r['question']) for r in (ROWS[0], ROWS[6])]
     heard = []
     off = local_ask(model, tokenizer, warn=heard.append)(prompts)
     on = local_ask(model, tokenizer, enable_thinking=True, max_reasoning_tokens=100, warn=heard.append)(prompts)
-    assert [r.reasoning for r in on]==['Yes? No', 'No? Yes'] and [r.text for r in on]==['Yes', 'No']
+    assert [r.reasoning for r in on]==['Yes? No?', 'Yes? No?'] and [r.text for r in on]==['Yes', 'No']
     assert all(r.reasoning is None for r in off) or heard
