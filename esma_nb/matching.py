@@ -225,8 +225,8 @@ def meant(
     answer:str, # One accepted answer
 )->str: # What of the reply can count as this answer
     "`reply` without what it denies; and, where `answer` is `a week`, without other counts such as `741 weeks`."
-    if not denies(answer): reply = denial.sub(' ; ', reply)
-    return counted.sub(' ; ', reply) if single.match(answer) and not counted.search(answer) else reply
+    if not denies(answer): reply = denial.sub(';', reply)
+    return counted.sub(';', reply) if single.match(answer) and not counted.search(answer) else reply
 
 # %% ../nbs/01_matching.ipynb #7b973349
 def occurs(
