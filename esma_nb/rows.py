@@ -84,7 +84,7 @@ def column(row:dict, names:tuple, given:str=None)->str: # Its name in the row, o
 def lacks(row:dict, what:str, given:str=None): # The error for a column that is missing
     there = ', '.join(k if len(k)<=40 else k[:37] + '...' for k in map(str, row))
     given = f" in a column {given!r}" if given else ''
-    return ValueError(f"there is no {what}{given}: the columns are {there}; rename the right one to {what}")
+    return ValueError(f"there {'are' if what=='answers' else 'is'} no {what}{given}: the columns are {there}; rename the right one to {what}")
 
 def own_row(
     row:dict, # With a question and its answers, and perhaps with `question_id`

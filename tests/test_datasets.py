@@ -52,7 +52,7 @@ layouts = {
     'Python list of one': ('q.csv', f'question,answer\n{lake},"[\'Baikal\']"', [['Baikal']]),
     'Python call': ('q.csv', f'question,answer\n{lake},"[print(1)]"', 'should be a list in JSON'),
     'other names': ('q.csv', f'frage,antwort\n{lake},Baikal', 'row 1: there is no question: the columns are frage, antwort; rename the right one to question$'),
-    'no answers': ('q.csv', f'question,solution\n{lake},Baikal', 'row 1: there is no answers: the columns are question, solution; rename the right one to answers$'),
+    'no answers': ('q.csv', f'question,solution\n{lake},Baikal', 'row 1: there are no answers: the columns are question, solution; rename the right one to answers$'),
     'two lists': ('q.json', json.dumps(dict(train=[dict(question=lake)], test=[dict(question=ada)])), 'should hold one list of rows, and has 2'),
     'another format': ('q.xlsx', 'x', "cannot read '.*q.xlsx': pick one of trivia_qa, .* that ends in .jsonl .json .csv .tsv .txt .parquet"),
 }
