@@ -81,6 +81,19 @@ def test_paper_takes_the_first(tmp_path):
     assert asked(train_and_held_out('nq_open', data_dir=tmp_path, num_val_samples=5, clean=False)[1]) == first
     assert asked(load_rows('nq_open', data_dir=tmp_path, num_samples=5, seed=1)[0]) != first
 
+@pytest.mark.parametrize('preset', ['default', 'paper'])
+def test_training_takes_the_first_too(preset, monkeypatch, tmp_path):
+    from esma_nb import training
+    from esma_nb.rows import sample_rows
+    taken = []
+    def spy(rows, *args, **how):
+        taken.append((rows, sample_rows(rows, *args, **how)))
+        return taken[-1][1]
+    monkeypatch.setattr(training, 'sample_rows', spy)
+    training.train(model='demo', preset=preset, num_samples=64, num_data_per_iteration=16, num_val_samples=20, device='cpu', output_dir=str(tmp_path/'run'), dry_run=True)
+    rows,some = taken[0]
+    assert len(some)==64 and (some==rows[:64])==(preset=='paper')
+
 def test_columns_by_name(tmp_path):
     (tmp_path/'q.csv').write_text('frage,antwort\n' + ''.join(f'Wer {i}?,{i}\n' for i in range(12)), encoding='utf-8')
     names = dict(question_column='frage', answers_column='antwort')
