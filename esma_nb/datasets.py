@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['both', 'mkqa_langs', 'question_sets', 'trivia_row', 'plain_row', 'freebase_row', 'mkqa_row', 'fictional_row',
            'QuestionSet', 'fictional_halves', 'split_column', 'find_set', 'find_role', 'fetch_rows', 'local_files',
-           'raw_rows', 'load_rows', 'train_and_held_out']
+           'raw_rows', 'load_rows', 'with_columns', 'train_and_held_out']
 
 # %% ../nbs/10_datasets.ipynb #2423da58
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
+from functools import partial
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from random import Random
 from typing import Callable
 from .files import download, find_files, is_readable, readers, read_rows
-from .rows import describe, own_row, question_key, sample_rows, tidy
+from .rows import answer_list, describe, own_row, question_key, sample_rows, tidy
 
 # %% ../nbs/10_datasets.ipynb #52b650df
 def trivia_row(row, lang):
     return row['question_id'], row['question'], [row['answer']['value'], *row['answer']['aliases']]
 
-def plain_row(row, lang): return None, row['question'], row['answers'] if 'answers' in row else row['answer']
+def plain_row(row, lang): return None, row['question'], answer_list(row['answers'] if 'answers' in row else row['answer'])
 
 def freebase_row(row, lang):
     names = [name for parse in row['Parses'] for answer in parse['Answers'] for name in answer['AnswersName']]
@@ -83,7 +84,7 @@ question_sets = {s.name: s for s in (
         ('event_id', 'question_id', 'question', 'natural_answer', 'duplicate_relationship'),
         dict(train='train', validation='train'), 'tomg-group-umd/fictionalqa',
         'e8100f525e9ae97bb9db9e220339ee513114c01e', 'fict_qa', fictional_halves),
-    QuestionSet('demo', own_row, ('question',), both, str(files('esma_nb')/'data/demo/questions.jsonl'),
+    QuestionSet('demo', own_row, (), both, str(files('esma_nb')/'data/demo/questions.jsonl'),
         roles=split_column))}
 question_sets['trivia_qa_rc'] = replace(question_sets['trivia_qa'], name='trivia_qa_rc', config='rc.nocontext')
 
@@ -91,8 +92,9 @@ question_sets['trivia_qa_rc'] = replace(question_sets['trivia_qa'], name='trivia
 def find_set(dataset:str)->QuestionSet: # An entry of the table; for a file of yours it is made on the spot
     "Where and how to read `dataset`."
     if dataset in question_sets: return question_sets[dataset]
-    if not is_readable(dataset): raise ValueError(f"there is no dataset {dataset!r}: "
-        f"pick one of {', '.join(question_sets)}, or name a file that ends in {' '.join(readers)}")
+    if not is_readable(dataset):
+        what = 'cannot read' if Path(dataset).exists() else 'there is no dataset'
+        raise ValueError(f"{what} {dataset!r}: pick one of {', '.join(question_sets)}, or name a file that ends in {' '.join(readers)}")
     names = set(split_column(read_rows(dataset)))
     splits = dict(validation='train') if names=={'validation'} else {n: n for n in sorted(names)}
     return replace(question_sets['demo'], name=str(dataset), home=str(dataset), splits=splits)
@@ -148,8 +150,9 @@ def raw_rows(qset:QuestionSet, role:str, data_dir=None)->list: # Pairs: where th
     if not parts: raise FileNotFoundError(f"no file of {qset.name} {qset.splits[role]} in {_here(qset, data_dir)}, "
         f"only {', '.join(sorted(p.name for p in _here(qset, data_dir).iterdir())) or 'nothing'}")
     pairs = [(f'{where} row {i}', row) for where,rows in parts.items() for i,row in enumerate(rows, 1)]
+    either = {'answer', 'answers'} if qset.read is plain_row else set()
     for where,row in pairs:
-        if lost := [f for f in qset.fields if f not in row]:
+        if lost := [f for f in qset.fields if f not in row and not (f in either and either & row.keys())]:
             raise ValueError(f"{where} lacks {', '.join(lost)}: it has {', '.join(row)}")
     return pairs
 
@@ -161,10 +164,12 @@ def load_rows(
     data_dir=None, # Folder or file with the rows in the shape of the hub, instead of the network
     num_samples:int=None, # How many to draw; `None` is all
     seed:int=42, # Which ones are drawn
-    clean:bool=True, # False keeps repeats and rows without an answer (preset `paper`)
-)->tuple: # Rows, and how many were read, kept, dropped and drawn
+    clean:bool=True, # False keeps repeats and rows without an answer, and samples the first rows (preset `paper`)
+    question_column:str=None, # What your own file calls its questions, where it is not `question`
+    answers_column:str=None, # What it calls their answers, where it is not `answers`
+)->tuple: # Rows, and how many were read, kept, dropped and sampled
     "The questions of one split with the answers that count."
-    qset = find_set(dataset)
+    qset = with_columns(find_set(dataset), question_column, answers_column)
     role = find_role(qset, split)
     if qset.langs and lang not in qset.langs:
         raise ValueError(f"{dataset} has no language {lang!r}: pick one of {' '.join(qset.langs)}")
@@ -175,8 +180,14 @@ def load_rows(
     other = sum(r not in (role, 'duplicate') for r in roles)
     counts = dict(read=len(pairs), kept=len(rows), **counts, other_split=other)
     if not rows: raise ValueError(f"{dataset} {role} has no question that can be asked: {describe(counts)}")
-    if num_samples is not None: rows = sample_rows(rows, num_samples, seed)
+    if num_samples is not None: rows = sample_rows(rows, num_samples, seed, first=not clean)
     return rows, dict(counts, drawn=len(rows))
+
+def with_columns(qset:QuestionSet, question_column:str=None, answers_column:str=None)->QuestionSet: # The same, where neither is given
+    "Read a file of your own by these columns."
+    if not (question_column or answers_column): return qset
+    if qset.read is not own_row: raise ValueError(f"{qset.name} has columns of its own: leave question_column and answers_column out")
+    return replace(qset, read=partial(own_row, question_column=question_column, answers_column=answers_column))
 
 def _read(qset, where, row, lang):
     try: return qset.read(row, lang)
@@ -192,6 +203,8 @@ def train_and_held_out(
     num_val_samples:int=None, # How many to hold out; `None` is all of validation, or a tenth where there is none
     seed:int=42, # Which ones are held out
     clean:bool=True, # As for `load_rows`
+    question_column:str=None, # As for `load_rows`
+    answers_column:str=None, # As for `load_rows`
 )->tuple: # Rows to train on, rows held out, and counts
     "Two lists of rows without a common question: the set's own splits, or the two parts of one split."
     qset = find_set(dataset)
@@ -199,10 +212,11 @@ def train_and_held_out(
     role = find_role(qset, split or ('train' if 'train' in here else None))
     one_file = data_dir and not qset.roles and Path(data_dir).is_file()
     cut = one_file or role=='validation' or 'validation' not in here
-    rows,counts = load_rows(dataset, role, lang, data_dir, clean=clean)
-    others = rows if cut else load_rows(dataset, 'validation', lang, data_dir, clean=clean)[0]
+    how = dict(lang=lang, data_dir=data_dir, clean=clean, question_column=question_column, answers_column=answers_column)
+    rows,counts = load_rows(dataset, role, **how)
+    others = rows if cut else load_rows(dataset, 'validation', **how)[0]
     if num_val_samples is None: num_val_samples = max(1, len(rows)//10) if cut else len(others)
-    val = sample_rows(others, num_val_samples, seed)
+    val = sample_rows(others, num_val_samples, seed, first=not (clean or cut))
     seen = {question_key(r['question']) for r in (val if cut else others)}
     train = [r for r in rows if question_key(r['question']) not in seen]
     if not train: raise ValueError(f"all {len(rows):,} questions of {dataset} are held out, none is left to train on")

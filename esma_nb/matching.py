@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['cardinals', 'ordinals', 'tens', 'scales', 'months', 'spoken', 'dated', 'ones', 'han', 'hangul', 'hiragana',
            'katakana', 'southeast', 'indic', 'letter', 'token', 'spaceless', 'glued', 'article', 'date', 'little',
-           'before_numbers', 'list_number', 'ending', 'particle', 'matchers', 'by_substring', 'join_numbers',
-           'canonical', 'content_words', 'readings', 'line_key', 'wanted', 'heard', 'may_end', 'stands', 'by_words',
-           'squad_words', 'by_exact', 'f1', 'first_line', 'multiline_share']
+           'before_numbers', 'list_number', 'ending', 'particle', 'name', 'name_part', 'denial', 'negative', 'several',
+           'counted', 'single', 'matchers', 'by_substring', 'join_numbers', 'canonical', 'content_words', 'readings',
+           'alternatives', 'line_key', 'wanted', 'heard', 'may_end', 'stands', 'names', 'initialled', 'denies', 'meant',
+           'occurs', 'counts_matter', 'by_words', 'squad_words', 'by_exact', 'f1', 'first_line', 'multiline_share']
 
 # %% ../nbs/01_matching.ipynb #9f816347
 import re
@@ -101,10 +102,21 @@ def readings(
     answer:str, # One accepted answer
 )->list: # Lists of words; a reply with all words of one of them is right
     "How `answer` may be said in fewer words."
-    found = [content_words(answer)]
+    found = [content_words(part) for part in (answer, *alternatives(answer))]
     bare = content_words(re.sub(r'\(.*?\)', ' ', answer))
     if len(bare) > 1 or any(w[0].isdigit() for w in bare): found.append(bare)
-    return [[w for w in ws if w not in before_numbers] if any(w[0].isdigit() for w in ws) else ws for ws in found]
+    found = [[w for w in ws if w not in before_numbers] if any(w[0].isdigit() for w in ws) else ws for ws in found]
+    listed = [w for w in found[0] if w != 'and']
+    if 1 < len(listed) < len(found[0]) and all(w.isalpha() and w not in little for w in listed): found.append(listed)
+    return found
+
+def alternatives(answer:str)->list: # Empty unless it says so: `either A or B`, or two numbers, or two months
+    "The parts of an answer that names two, of which either is right."
+    if ' or ' not in answer: return []
+    said = re.sub(r'(?i)^either\s+', '', answer.strip())
+    parts = [p.strip(' ,') for p in said.split(' or ')]
+    def is_number(p): return len(ws := content_words(p)) == 1 and (ws[0][0].isdigit() or ws[0] in dated)
+    return parts if len(said) < len(answer.strip()) or all(map(is_number, parts)) else []
 
 # %% ../nbs/01_matching.ipynb #b9e82bec
 def line_key(line:str)->str: return ' '.join(token.findall(fold(line))) or line.strip()
@@ -167,20 +179,83 @@ def stands(
         if (inside or m.start() in bounds) and may_end(run, last, rest): return True
     return False
 
-# %% ../nbs/01_matching.ipynb #7b973349
-def by_words(
+# %% ../nbs/01_matching.ipynb #e6c1bc0c
+name = re.compile(r"(?:[A-Z]\.\s?|[A-Z][\w'’-]+\s+){2,}([A-Z][\w'’-]+)")
+name_part = re.compile(r"([A-Z])(?:\.|([\w'’-]+))")
+
+@lru_cache(8192)
+def names(answers:tuple)->tuple: # Pairs: the last name, and the whole
+    "The answers that look like a name of three or more parts."
+    return tuple((m[1], m[0]) for a in answers if (m := name.fullmatch(a.strip())))
+
+@lru_cache(8192)
+def initialled(
+    full:str, # A name of three or more parts, `J. K. Rowling`
+)->re.Pattern: # Finds it in a reply
+    "Any part but the last may be an initial where the other side has the word."
+    *given,(letter,rest) = name_part.findall(full)
+    parts = [rf'{l}(?:\.\s?|{re.escape(r)}\s)' if r else rf"{l}(?:\.\s?|[\w'’-]+\s)" for l,r in given]
+    return re.compile(rf"(?<![\w.]){''.join(parts)}{letter}{re.escape(rest)}(?![\w-])")
+
+# %% ../nbs/01_matching.ipynb #1c706919
+denial = re.compile(r"""(?ix)
+    (?: \b(?:do|did|does)(?:\snot|n['’]?t)\s(?:think|believe|mean)\s(?:that\s)?(?:(?:it|this|he|she|they|the\sanswer)(?:\s(?:is|was))?)?
+    | \b(?:not|never|neither|nor|cannot|(?:is|was|are|were|ai|do|does|did|ca|wo|could|would|has|have|had)n['’]?t)\b
+    | \bno\s(?:es|era|fue|son|eran|fueron|est[aá])\b )
+    (?!\s(?:only|just|merely|simply|solely|sure|certain|far|unlike|solo|sólo)\b)
+    .*? (?= [;:!?()—–\n] | ,(?!\d) | (?<=[^\W\d_]{2})\.(?=\W|$) | (?<=\d)\.(?=\s|$) | \s-\s | $
+        | \b(?:but|it|its|he|she|they|we|i|you|is|was|are|were|until|till|before|after|than|because|rather|instead|though|although|while
+            |whereas|yet|however|except|so|sino|pero|es|fue)\b)
+    | (?<!是)(?:不是|并非|並非|而非|不在).*?(?=而是|[，。；,.;\n]|$)
+    | (?<![\w·])[\w·]{1,30}[은는이가]?\s?아(?:니[다라고며었에예]|닙|닌)\w*""")
+negative = ('not', "n't", 'n’t', 'nt ', 'nor', 'neither', 'never', 'no ', '不', '非', '아니', '아닙', '아닌')
+
+def denies(text:str)->bool: # One of `negative` stands in what `denial` finds, and is found faster
+    "Whether a part of `text` is denied."
+    small = text.lower()
+    return any(w in small for w in negative) and bool(denial.search(text))
+
+several = '|'.join([*cardinals[:1], *cardinals[2:], *tens, *(f'{s}s?' for s in scales), 'several', 'few', 'many', 'half', 'dozens?'])
+counted = re.compile(rf'(?i)(?<!\bin )(?<![\w.,])(?!1\b(?![.,]\d))(?:\d+(?:[.,]\d+)*|(?:{several})(?:[\s-](?:and|a|one|{several})\b)*)'
+    r'[\s-]?(?:of\s)?[^\W\d_]+')
+single = re.compile(r'(?i)an?\s+\w')
+
+def meant(
     reply:str, # What the model said
-    answers:list, # Every accepted answer
-)->bool: # Does it say one of them?
-    "Whether all words of one of `answers` occur in `reply`, in any order and after folding."
-    sets,runs,lines,pattern = wanted(tuple(answers))
+    answer:str, # One accepted answer
+)->str: # What of the reply can count as this answer
+    "`reply` without what it denies; and, where `answer` is `a week`, without other counts such as `741 weeks`."
+    if not denies(answer): reply = denial.sub(';', reply)
+    return counted.sub(';', reply) if single.match(answer) and not counted.search(answer) else reply
+
+# %% ../nbs/01_matching.ipynb #7b973349
+def occurs(
+    reply:str, # What the model said
+    answers:tuple, # Accepted answers
+)->bool: # Do the words of one of them stand in it?
+    "Whether all words of one of `answers` occur in `reply`, whatever is said about them."
+    sets,runs,lines,pattern = wanted(answers)
     words,text,order = heard(reply)
     if any(ws <= words for ws in sets): return True
     if any(run in text and stands(run, last, order) for run,last in runs): return True
     if pattern and pattern.search(reply): return True
+    if any(last in reply and initialled(full).search(reply) for last,full in names(answers)): return True
     if not lines: return False
     openings = [re.split(r'(?<=\w\w)[,.;:!，。]', l)[0] for l in reply.splitlines()]
     return any(line_key(l) in lines for l in [*reply.splitlines(), *openings])
+
+@lru_cache(8192)
+def counts_matter(answers:tuple)->bool: return any(single.match(a) for a in answers)
+
+def by_words(
+    reply:str, # What the model said
+    answers:list, # Every accepted answer
+)->bool: # Does it say one of them?
+    "Whether all words of one of `answers` occur in `reply`, in any order and after folding, and are not denied."
+    answers = tuple(answers)
+    if not occurs(reply, answers): return False
+    if not (denies(reply) or counts_matter(answers) and counted.search(reply)): return True
+    return any(occurs(meant(reply, a), (a,)) for a in answers)
 
 # %% ../nbs/01_matching.ipynb #d7e47fe2
 def squad_words(text:str)->list: # Lower case, without ASCII punctuation and articles

@@ -75,7 +75,7 @@ def prepare(args:dict, out:Path, team, log, dry_run=False): # A `Campaign`, or N
     from esma_nb.encoding import encode
     find_model(args['model'])
     rows,val,counts = train_and_held_out(*(args[k] for k in ('dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed')), clean=choices(args['preset'])['clean'])
-    if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'])
+    if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'], first=not choices(args['preset'])['clean'])
     if args['num_data_per_iteration']>len(rows):
         raise ValueError(f"{args['num_data_per_iteration']} questions an iteration, but {args['dataset']} has {len(rows)} to train on: lower --num_data_per_iteration")
     def claim_folder(): return open_run(out, args, may_change, counts=counts, choices=choices(args['preset'])) if team.main else None

@@ -1,4 +1,4 @@
-"Real files behind the loaders. Needs the folder named by ESMA_NB_DATA; the rest needs a process of its own."
+"Layouts in which question sets are published, and real files behind the loaders (those need the folder named by ESMA_NB_DATA)."
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
@@ -10,6 +10,96 @@ real = pytest.mark.skipif(not data, reason='ESMA_NB_DATA names no folder with re
 
 def lines(name):
     with Path(data, name).open(encoding='utf-8') as f: return [json.loads(l) for l in f]
+
+# Small files in the layout of published sets, written for this test: name, content, and the answers or the error that comes of it
+lake, ada = 'Which lake is the deepest?', 'Who wrote the first computer program'
+def rows_of(*rows): return '\n'.join(json.dumps(r) for r in rows)
+layouts = {
+    'plain JSON Lines': ('q.jsonl', rows_of(dict(question=lake, answers=['Lake Baikal', 'Baikal'])), [['Lake Baikal', 'Baikal']]),
+    'MMLU on the hub': ('q.jsonl', rows_of(dict(question=lake, subject='lakes', choices=['Erie', 'Baikal', '1', '0'], answer=1)), [['Baikal']]),
+    'MMLU as a table': ('q.csv', f'question,choices,answer\n{lake},"[\'Erie\', \'Baikal\']",1', [['Baikal']]),
+    'MMLU as a table of NumPy': ('q.csv', f'question,choices,answer\n{lake},"[\'Erie\' \'Baikal\']",1', 'row 1: answers .* in Python, with commas'),
+    'MMLU, two readings': ('q.csv', f'question,choices,answer\nHow many?,"[\'0\', \'2\', \'4\']",2', "the answer '2' may mean 2 or 4 of the choices"),
+    'MMLU, index too large': ('q.jsonl', rows_of(dict(question=lake, choices=['Erie', 'Baikal'], answer=2)), 'the answer 2 is none of the choices A Erie, B Baikal: write'),
+    'MMLU-Pro': ('q.jsonl', rows_of(dict(question=lake, options=['Erie', 'Baikal'], answer='B', answer_index=1)), [['Baikal']]),
+    'MMMLU': ('q.csv', f'Question,A,B,C,D,Answer\n{lake},Erie,Baikal,Aral,Chad,B', [['Baikal']]),
+    'MedQA': ('q.jsonl', rows_of(dict(question=lake, options=dict(A='Erie', B='Baikal'), answer='Baikal', answer_idx='B')), [['Baikal']]),
+    'ARC': ('q.jsonl', rows_of(dict(id='1', question=lake, choices=dict(text=['Erie', 'Baikal'], label=['A', 'B']), answerKey='B')), [['Baikal']]),
+    'ARC with digits': ('q.jsonl', rows_of(dict(question=lake, choices=dict(text=['Erie', 'Baikal'], label=['1', '2']), answerKey='2')), [['Baikal']]),
+    'CommonsenseQA': ('q.jsonl', rows_of(dict(question=lake, question_concept='lake', choices=dict(label=['A', 'B'], text=['Erie', 'Baikal']), answerKey='B')), [['Baikal']]),
+    'CommonsenseQA, original': ('q.jsonl', rows_of(dict(question=dict(stem=lake), answerKey='B')), 'row 1: a question is a text, and not'),
+    'numbered options': ('q.csv', f'question,option1,option2,answer\n{lake},Erie,Baikal,2', [['Baikal']]),
+    'a letter of no choice': ('q.csv', f'question,A,B,answer\n{lake},Erie,Baikal,C', "the answer 'C' is none of the choices"),
+    'several right choices': ('q.jsonl', rows_of(dict(question=lake, choices=['Erie', 'Baikal', 'Lake Baikal'], answers=['B', 'C'])), [['Baikal', 'Lake Baikal']]),
+    'GSM8K': ('q.jsonl', rows_of(dict(question='How many legs do 3 dogs have?', answer='A dog has 4 legs | so 3*4 = <<3*4=12>>12\n#### 12')), [['12']]),
+    'CuratedTREC': ('q.csv', 'who invented basketball\t["James\\\\s+Naismith"]', r"row 1: the answer 'James\\\\s\+Naismith' is a regular expression: write out"),
+    'CuratedTREC, alternatives': ('q.tsv', 'question\tanswer\nwhen?\t(July|Jul) 4', r"the answer '\(July\|Jul\) 4' is a regular expression"),
+    'SimpleQA': ('q.csv', f'metadata,problem,answer\n"{{\'topic\': \'x\'}}",{lake},Baikal', [['Baikal']]),
+    'PopQA': ('q.tsv', f'id\tsubj\tobj\tquestion\tpossible_answers\n1\tlake\tBaikal\t{lake}\t["Baikal", "Lake Baikal"]', [['Baikal', 'Lake Baikal']]),
+    'TruthfulQA': ('q.csv', f'Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\nX,Y,{lake},Baikal,Baikal; Lake Baikal,Erie; Chad,-', [['Baikal', 'Lake Baikal']]),
+    'TruthfulQA on the hub': ('q.jsonl', rows_of(dict(question=lake, best_answer='Baikal', correct_answers=['Baikal', 'Lake Baikal'], incorrect_answers=['Erie'])), [['Baikal', 'Lake Baikal']]),
+    'SelfAware': ('q.json', json.dumps(dict(dataset_name='SelfAware', keywords=['x'], metrics=['F1'], example=[dict(question_id=1, question=lake, answer=['baikal'], answerable=True),
+        dict(question_id=2, question='Why?', answer=None, answerable=False)])), [['baikal']]),
+    'DPR, no header': ('q.qa.csv', f"{ada}\t['Ada Lovelace', \"Byron's daughter\"]\nwho, then\t['Grace']", [['Ada Lovelace', "Byron's daughter"], ['Grace']]),
+    'no header, one question mark': ('q.tsv', f'{lake}\tBaikal', [['Baikal']]),
+    'no header, text': ('q.txt', f'{lake}\tBaikal\n{ada}\tAda', [['Baikal'], ['Ada']]),
+    'JSON Lines called text': ('q.txt', rows_of(dict(question=lake, answer='Baikal'), dict(question=ada, answer='Ada')), [['Baikal'], ['Ada']]),
+    'JSON called text': ('q.txt', json.dumps([dict(question=lake, answer='Baikal')], indent=1), [['Baikal']]),
+    'text of questions': ('q.txt', lake, "a text should hold JSON or columns with tabs between them, and it begins 'Which lake"),
+    'lone quotes': ('q.tsv', f'question\tanswer\n"Hey Jude" is by whom\tThe Beatles\n"who\tAda\nwhen"\t1843', [['The Beatles'], ['Ada'], ['1843']]),
+    'quotes around a line end': ('q.tsv', 'question\tanswer\n"Who,\nthen?"\tAda', [['Ada']]),
+    'semicolons': ('q.csv', f'question;answer\n{lake};Baikal', [['Baikal']]),
+    'Python list of one': ('q.csv', f'question,answer\n{lake},"[\'Baikal\']"', [['Baikal']]),
+    'Python call': ('q.csv', f'question,answer\n{lake},"[print(1)]"', 'should be a list in JSON'),
+    'other names': ('q.csv', f'frage,antwort\n{lake},Baikal', 'row 1: there is no question: the columns are frage, antwort; rename the right one to question$'),
+    'no answers': ('q.csv', f'question,solution\n{lake},Baikal', 'row 1: there are no answers: the columns are question, solution; rename the right one to answers$'),
+    'two lists': ('q.json', json.dumps(dict(train=[dict(question=lake)], test=[dict(question=ada)])), 'should hold one list of rows, and has 2'),
+    'another format': ('q.xlsx', 'x', "cannot read '.*q.xlsx': pick one of trivia_qa, .* that ends in .jsonl .json .csv .tsv .txt .parquet"),
+}
+
+@pytest.mark.parametrize('name, content, want', layouts.values(), ids=layouts)
+def test_layout(name, content, want, tmp_path):
+    path = tmp_path/name
+    path.write_text(content + '\n', encoding='utf-8')
+    if isinstance(want, list): assert [r['answers'] for r in load_rows(str(path))[0]] == want
+    else:
+        with pytest.raises(ValueError, match=want) as e: load_rows(str(path))
+        assert '\n' not in str(e.value) and name in str(e.value)
+
+@pytest.mark.parametrize('dataset', ['nq_open', 'web_questions'])
+@pytest.mark.parametrize('field', ['answer', 'answers'])
+@pytest.mark.parametrize('value', [['Baikal', 'Bajkal'], "['Baikal', 'Bajkal']"], ids=['list', 'text'])
+def test_answer_or_answers(dataset, field, value, tmp_path):
+    (tmp_path/'train.jsonl').write_text(rows_of({'question': lake, field: value}), encoding='utf-8')
+    assert load_rows(dataset, 'train', data_dir=tmp_path)[0][0]['answers'] == ['Baikal', 'Bajkal']
+
+def test_paper_takes_the_first(tmp_path):
+    for split in ('train', 'validation'): (tmp_path/f'{split}.jsonl').write_text(rows_of(*[dict(question=f'{split} {i}?', answer=[str(i)]) for i in range(50)]), encoding='utf-8')
+    def asked(rows): return [r['question'] for r in rows]
+    first = [f'validation {i}?' for i in range(5)]
+    assert asked(load_rows('nq_open', data_dir=tmp_path, num_samples=5, seed=1, clean=False)[0]) == first
+    assert asked(train_and_held_out('nq_open', data_dir=tmp_path, num_val_samples=5, clean=False)[1]) == first
+    assert asked(load_rows('nq_open', data_dir=tmp_path, num_samples=5, seed=1)[0]) != first
+
+@pytest.mark.parametrize('preset', ['default', 'paper'])
+def test_training_takes_the_first_too(preset, monkeypatch, tmp_path):
+    from esma_nb import training
+    from esma_nb.rows import sample_rows
+    taken = []
+    def spy(rows, *args, **how):
+        taken.append((rows, sample_rows(rows, *args, **how)))
+        return taken[-1][1]
+    monkeypatch.setattr(training, 'sample_rows', spy)
+    training.train(model='demo', preset=preset, num_samples=64, num_data_per_iteration=16, num_val_samples=20, device='cpu', output_dir=str(tmp_path/'run'), dry_run=True)
+    rows,some = taken[0]
+    assert len(some)==64 and (some==rows[:64])==(preset=='paper')
+
+def test_columns_by_name(tmp_path):
+    (tmp_path/'q.csv').write_text('frage,antwort\n' + ''.join(f'Wer {i}?,{i}\n' for i in range(12)), encoding='utf-8')
+    names = dict(question_column='frage', answers_column='antwort')
+    assert load_rows(str(tmp_path/'q.csv'), **names)[0][3]['answers'] == ['3']
+    assert [len(part) for part in train_and_held_out(str(tmp_path/'q.csv'), num_val_samples=4, **names)[:2]] == [8, 4]
+    with pytest.raises(ValueError, match="no question in a column 'ask': the columns are frage, antwort"): load_rows(str(tmp_path/'q.csv'), question_column='ask')
 
 # what to load -> read, kept, duplicate, answerless, other_split
 expected = [

@@ -34,3 +34,17 @@ def test_other_spellings_are_found_more_often(rows):
     pairs = [(a, [b for b in answers if b!=a]) for _,answers in rows[:1500] if len(answers)>1 for a in rng.sample(answers, 1)]
     words,letters = (sum(match(a, rest) for a,rest in pairs) for match in (by_words, by_substring))
     assert words > 1.2*letters, (words, letters, len(pairs))
+
+def test_labelled_pairs():
+    "Every pair of the page's table is judged as its author judged it, but for those that are named as missed."
+    from csv import DictReader
+    from importlib.resources import files
+    table = files('esma_nb').joinpath('data/matching/pairs.tsv').read_text(encoding='utf-8').splitlines()
+    pairs = list(DictReader(table, delimiter='\t'))
+    wrong = [(p['reply'], p['answers']) for p in pairs if by_words(p['reply'].replace('\\n', '\n'), p['answers'].split('|')) != (p['right'] == 'yes' and p['kind'] != 'missed')]
+    assert not wrong and len(pairs) >= 120
+
+def test_long_replies_are_judged_in_time():
+    "No pattern takes quadratic time on a reply without spaces or marks. (It would take minutes.)"
+    for text in ('不是' * 20_000, '가' * 40_000 + '아니', 'not ' * 20_000, 'A.' * 20_000 + 'a', 'two ' * 20_000, '"' * 40_000):
+        assert not by_words(text + ' Lima', ['a week', 'J. K. Rowling', '利马', '리마'])
