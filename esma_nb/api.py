@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 from .prompts import no_spellings,yes_spellings
 from .completions import RemoteReply,advice,backoff,chat_request,decode,error_in,objection,read_reply
-from .completions import retry_after,sort_trouble,thinks,usage_number,wishes,words_of
+from .completions import retry_after,sort_trouble,starts_inside,thinks,usage_number,wishes,words_of
 
 # %% ../nbs/22_api.ipynb #63a82f11
 class Throttle:
@@ -153,7 +153,7 @@ def heard(self:Remote, body, prompt, sent)->tuple: # As `judge`
     self.opened += bool(reply.reasoning) and starts_inside(body)
     return 'answered',reply
 
-# %% ../nbs/22_api.ipynb #4a91c72b
+# %% ../nbs/22_api.ipynb #6a05660e
 @patch
 async def tokens_of(self:Remote, client, text)->list: # None where the server does not say
     "The ids of `text`, from vLLM's `/tokenize`, which stands beside `/v1`."
