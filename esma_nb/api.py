@@ -28,7 +28,7 @@ class Throttle:
         self.open()
 
     def open(self): # Each event loop needs a new condition
-        self.busy,self.free,self.limit = 0,asyncio.Condition(),max(1., self.limit)
+        self.busy,self.free,self.shut = 0,asyncio.Condition(),False
 
     def more(self): self.limit = min(self.most, self.limit + (1 if self.climbing else 1/self.limit))
 
@@ -39,7 +39,8 @@ class Throttle:
     @asynccontextmanager
     async def slot(self):
         "Wait for a place, and for the end of the pause that the server asked for."
-        async with self.free: await self.free.wait_for(lambda: self.busy<int(self.limit))
+        async with self.free: await self.free.wait_for(lambda: self.shut or self.busy<int(self.limit))
+        if self.shut: raise ConnectionError('the run was stopped')
         self.busy += 1
         try:
             while (wait := self.until-monotonic())>0: await asyncio.sleep(wait)
@@ -80,7 +81,7 @@ class Remote:
         self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
         self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
         self.wishes,self.agreed,self.lost,self.until = wishes|(thinks if enable_thinking else {})|wanted,set(),0,inf
-        self.names,self.spelled,self.opened = {},set(),0 # Words by token id, languages that were looked up, replies without an opening tag
+        self.names,self.spelled,self.tokenizes,self.opened = {},set(),True,0 # Words by token id, languages that were looked up, has it /tokenize, replies without an opening tag
         self.throttle,self.random = Throttle(concurrency),Random(seed)
 
     def client(self): # Of the SDK; its own retries are off, because they know of one request and ours know of all
@@ -153,7 +154,7 @@ def heard(self:Remote, body, prompt, sent)->tuple: # As `judge`
     self.opened += bool(reply.reasoning) and starts_inside(body)
     return 'answered',reply
 
-# %% ../nbs/22_api.ipynb #6a05660e
+# %% ../nbs/22_api.ipynb #220cf806
 @patch
 async def tokens_of(self:Remote, client, text)->list: # None where the server does not say
     "The ids of `text`, from vLLM's `/tokenize`, which stands beside `/v1`."
@@ -167,28 +168,37 @@ async def tokens_of(self:Remote, client, text)->list: # None where the server do
 
 @patch
 async def spell(self:Remote, client, lang):
-    "Once a run: look up the single tokens that spell yes and no, and wish for their log-probabilities."
-    async with self.looking:
-        if lang in self.spelled or None in self.spelled: return
-        self.spelled.add(lang)
-        found = []
-        for words in (yes_spellings(lang), no_spellings(lang)):
-            ids = {}
-            for word in words:
-                if (tokens := await self.tokens_of(client, word)) is None: return self.spelled.add(None)
-                if len(tokens)==1: ids.setdefault(tokens[0], word)
-            found.append(ids)
-        yes,no = found
-        if not yes or not no or yes.keys() & no.keys(): return
-        self.names = self.names | yes | no
-        self.wishes = self.wishes | dict(token_ids=(tuple(self.names), None))
+    "Look up the single tokens that spell yes and no, and wish for their log-probabilities."
+    found = []
+    for words in (yes_spellings(lang), no_spellings(lang)):
+        ids = {}
+        for word in words:
+            tokens = await self.tokens_of(client, word) if self.tokenizes else None
+            self.tokenizes = tokens is not None
+            if len(tokens or [])==1: ids.setdefault(tokens[0], word)
+        found.append(ids)
+    yes,no = found
+    if not self.tokenizes or not yes or not no or yes.keys() & no.keys(): return
+    self.names = self.names | yes | no
+    self.wishes = self.wishes | dict(token_ids=(tuple(self.names), None))
 
 # %% ../nbs/22_api.ipynb #bbe3f724
 @patch
 async def answer(self:Remote, client, prompt)->RemoteReply:
+    "Ask for a reply; the first prompt that wants log-odds goes alone, so that what the server refuses is learned once."
+    if not prompt.lang or prompt.lang in self.spelled: return await self.asked(client, prompt)
+    async with self.looking:
+        if prompt.lang not in self.spelled:
+            await self.spell(client, prompt.lang)
+            reply = await self.asked(client, prompt)
+            self.spelled.add(prompt.lang)
+            return reply
+    return await self.asked(client, prompt)
+
+@patch
+async def asked(self:Remote, client, prompt)->RemoteReply:
     "Ask until there is a reply, or a reason why there is none."
     tries = 0
-    if prompt.lang: await self.spell(client, prompt.lang)
     while True:
         async with self.throttle.slot() as began:
             sent,tries = self.wishes,tries+1
@@ -216,7 +226,7 @@ def counted(self:Remote, reply:RemoteReply)->RemoteReply: # The same
 
 @patch
 def stop(self:Remote, why): # Whoever waits for a place does not get one any more
-    self.throttle.limit = 0.
+    self.throttle.shut = True
     raise ConnectionError(f"{self.model} at {self.base_url}: {why} (what was answered is kept)")
 
 # %% ../nbs/22_api.ipynb #bd21857c
@@ -241,7 +251,9 @@ async def together(work): # A list of awaitables
     tasks = [asyncio.create_task(w) for w in work]
     try: return await asyncio.gather(*tasks)
     finally:
-        for t in tasks: t.cancel()
+        while live := [t for t in tasks if not t.done()]: # A task whose request ends at that moment loses its cancellation, before Python 3.12
+            for t in live: t.cancel()
+            await asyncio.wait(live, timeout=.1)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 @patch
