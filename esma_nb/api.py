@@ -28,7 +28,7 @@ class Throttle:
         self.open()
 
     def open(self): # Each event loop needs a new condition
-        self.busy,self.free,self.shut = 0,asyncio.Condition(),False
+        self.busy,self.free,self.shut = 0,asyncio.Condition(),None # Why nobody may start any more
 
     def more(self): self.limit = min(self.most, self.limit + (1 if self.climbing else 1/self.limit))
 
@@ -40,7 +40,7 @@ class Throttle:
     async def slot(self):
         "Wait for a place, and for the end of the pause that the server asked for."
         async with self.free: await self.free.wait_for(lambda: self.shut or self.busy<int(self.limit))
-        if self.shut: raise ConnectionError('the run was stopped')
+        if self.shut: raise ConnectionError(self.shut)
         self.busy += 1
         try:
             while (wait := self.until-monotonic())>0: await asyncio.sleep(wait)
@@ -81,7 +81,8 @@ class Remote:
         self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
         self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
         self.wishes,self.agreed,self.lost,self.until = wishes|(thinks if enable_thinking else {})|wanted,set(),0,inf
-        self.names,self.spelled,self.tokenizes,self.opened = {},set(),True,0 # Words by token id, languages that were looked up, has it /tokenize, replies without an opening tag
+        self.names,self.spelled,self.tokenizes = {},set(),True # Words by token id, languages that were looked up, is there a `/tokenize`?
+        self.opened = 0 # Replies that closed a block of reasoning without opening it
         self.throttle,self.random = Throttle(concurrency),Random(seed)
 
     def client(self): # Of the SDK; its own retries are off, because they know of one request and ours know of all
@@ -154,7 +155,7 @@ def heard(self:Remote, body, prompt, sent)->tuple: # As `judge`
     self.opened += bool(reply.reasoning) and starts_inside(body)
     return 'answered',reply
 
-# %% ../nbs/22_api.ipynb #220cf806
+# %% ../nbs/22_api.ipynb #a1b8ff4a
 @patch
 async def tokens_of(self:Remote, client, text)->list: # None where the server does not say
     "The ids of `text`, from vLLM's `/tokenize`, which stands beside `/v1`."
@@ -226,8 +227,8 @@ def counted(self:Remote, reply:RemoteReply)->RemoteReply: # The same
 
 @patch
 def stop(self:Remote, why): # Whoever waits for a place does not get one any more
-    self.throttle.shut = True
-    raise ConnectionError(f"{self.model} at {self.base_url}: {why} (what was answered is kept)")
+    self.throttle.shut = self.throttle.shut or f'{self.model} at {self.base_url}: {why} (what was answered is kept)'
+    raise ConnectionError(self.throttle.shut)
 
 # %% ../nbs/22_api.ipynb #bd21857c
 def finish(work): # Also where an event loop is running already, as in a notebook

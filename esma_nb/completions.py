@@ -32,7 +32,7 @@ def guess_tokens(text:str)->int: # Rather too many
     "How long `text` may be in tokens, where nobody has counted."
     return len(text.encode())//3 + 8
 
-# %% ../nbs/21a_completions.ipynb #2c1ec361
+# %% ../nbs/21a_completions.ipynb #649997d0
 kinds = dict(text='text', output_text='text', refusal='refusal') | dict.fromkeys(
     ('thinking', 'reasoning', 'reasoning.text', 'reasoning.summary', 'reasoning_text', 'summary_text'), 'reasoning') # Of parts
 
@@ -55,7 +55,7 @@ def in_parts(
         if isinstance(kind, str) and kind in kinds: said[kinds[kind]] += plain(part)
     return said
 
-# %% ../nbs/21a_completions.ipynb #d7eefda1
+# %% ../nbs/21a_completions.ipynb #6979193e
 def spoken(
     choice:dict, # Of a chat completion, or of an old text completion
 )->tuple: # `in_parts` with the server's own fields of reasoning, and the message
@@ -77,7 +77,7 @@ def usage_number(
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value): return None
     return ceil(value) if 0<value<1e8 else None
 
-# %% ../nbs/21a_completions.ipynb #dd4cad6e
+# %% ../nbs/21a_completions.ipynb #c34feab1
 ends = dict(length='length', max_tokens='length', model_length='length', content_filter='filter', safety='filter',
     prohibited_content='filter', sensitive='filter', recitation='filter', tool_calls='tool', function_call='tool', tool_use='tool',
     error='error', network_error='error', insufficient_system_resource='error', abort='error', cancelled='error', failed='error')
@@ -103,7 +103,7 @@ def not_an_answer(
     if empty: return f"empty reply {stop}{', reasoning only' if said['reasoning'] else ''}"
     if end=='tool' and (message.get('tool_calls') or message.get('function_call')): return f'call of a tool instead of an answer {stop}'
 
-# %% ../nbs/21a_completions.ipynb #c554f4a6
+# %% ../nbs/21a_completions.ipynb #b046f154
 def choice_of(
     body, # A chat completion; anything else raises LookupError, TypeError or AttributeError
 )->dict: # Its first choice
@@ -143,7 +143,7 @@ def read_reply(
     odds,bound = odds_of(choice, prompt.lang, answer, bool(said['reasoning']), names) if prompt.lang else (None,None)
     return RemoteReply(answer if block is None else answer.strip(), log_odds=odds, log_odds_bound=bound, **bill)
 
-# %% ../nbs/21a_completions.ipynb #2123edb4
+# %% ../nbs/21a_completions.ipynb #059adcd0
 def starts_inside(
     body:dict, # A chat completion that `read_reply` has read
 )->bool: # The opening tag was part of the prompt

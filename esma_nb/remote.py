@@ -115,7 +115,7 @@ def usage_of(path, price)->dict: # JSON-ready
     return dict(requests=requests, prompt_tokens=tokens[0], completion_tokens=tokens[1],
         dollars=round(cost(price, tokens), 6), served_by=dict(Counter(l['served_by'] for l in lines if l['served_by'])))
 
-# %% ../nbs/30c_remote.ipynb #2d8d4c06
+# %% ../nbs/30c_remote.ipynb #f9caa8c3
 def thinking_noticed(
     record, # The latest `Record`
     remote:Remote, # Who answers
