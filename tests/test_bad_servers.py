@@ -1,9 +1,9 @@
 "Replies that are no answers: a server on the loopback that misbehaves in every named way, and what each of them comes to in a record"
-import gzip,json,re,time
+import asyncio,gzip,json,re,time
 from math import inf,nan
 import pytest
 from servers import KEY,Server
-from esma_nb.api import Remote
+from esma_nb.api import Remote,together
 from esma_nb.claims import by_logits,by_meta
 from esma_nb.evaluation import choices,claim_of,failures,record
 from esma_nb.matching import matchers
@@ -146,7 +146,7 @@ TABLE = {
     'invalid UTF-8': (wire(lambda t: plain(json.dumps(chat('XX')).encode().replace(b'XX', t.encode()+b' \xff'))), ('read', ' \ufffd')),
     'half of a character': (body(lambda t: json.dumps(chat(t+' \ud83d'))), ('read', ' ?')),
     'a list around the body': (body(lambda t: [chat(t)]), read),
-    'the wrong content type': (wire(lambda t: plain(json.dumps(chat(t)), 'text/html; charset=latin-1')), read),
+    'the wrong content type': (wire(lambda t: plain(json.dumps(chat(f'{t} é'), ensure_ascii=False), 'text/html; charset=latin-1')), ('read', ' é')),
     'no content type': (wire(lambda t: plain(json.dumps(chat(t))).replace(b'Content-Type: application/json\r\n', b'')), read),
     'no content length': (wire(lambda t: b'HTTP/1.1 200 OK\r\n\r\n'+json.dumps(chat(t)).encode()), read),
     'gzip': (wire(lambda t: plain(gzip.compress(json.dumps(chat(t)).encode()), extra='Content-Encoding: gzip\r\n')), read),
@@ -377,3 +377,15 @@ def test_a_run_that_stops_says_why(server, tmp_path, capsys):
     with pytest.raises(ConnectionError, match='20 prompts in a row failed'):
         measure(tmp_path, remote_of(server, concurrency=1), ROWS, 'meta', by_meta(), matchers['words'], (0., 0.))
     assert re.search(r'(\d+) of \1 rows failed: \1 x empty reply \(finish_reason stop\)', capsys.readouterr().out)
+
+def test_a_cancellation_that_is_lost_is_repeated(): # As `asyncio.wait_for` loses one before Python 3.12 when its work ends at that moment
+    ended = []
+    async def stubborn():
+        try: await asyncio.sleep(60)
+        except asyncio.CancelledError: await asyncio.sleep(1)
+        ended.append('by itself')
+    async def breaks():
+        await asyncio.sleep(0)
+        raise ConnectionError('over')
+    with pytest.raises(ConnectionError, match='over'): asyncio.run(together([stubborn(), breaks()]))
+    assert ended==[]
