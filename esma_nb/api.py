@@ -16,8 +16,9 @@ from time import monotonic
 from typing import Callable
 from urllib.parse import urlsplit
 from fastcore.basics import patch
-from .completions import RemoteReply,advice,backoff,chat_request,decode,objection,read_reply
-from .completions import retry_after,sort_trouble,wishes,words_of
+from .prompts import no_spellings,yes_spellings
+from .completions import RemoteReply,advice,backoff,chat_request,decode,error_in,objection,read_reply
+from .completions import retry_after,sort_trouble,starts_inside,thinks,usage_number,wishes,words_of
 
 # %% ../nbs/22_api.ipynb #63a82f11
 class Throttle:
@@ -27,7 +28,7 @@ class Throttle:
         self.open()
 
     def open(self): # Each event loop needs a new condition
-        self.busy,self.free,self.limit = 0,asyncio.Condition(),max(1., self.limit)
+        self.busy,self.free,self.shut = 0,asyncio.Condition(),None # Why nobody may start any more
 
     def more(self): self.limit = min(self.most, self.limit + (1 if self.climbing else 1/self.limit))
 
@@ -38,7 +39,8 @@ class Throttle:
     @asynccontextmanager
     async def slot(self):
         "Wait for a place, and for the end of the pause that the server asked for."
-        async with self.free: await self.free.wait_for(lambda: self.busy<int(self.limit))
+        async with self.free: await self.free.wait_for(lambda: self.shut or self.busy<int(self.limit))
+        if self.shut: raise ConnectionError(self.shut)
         self.busy += 1
         try:
             while (wait := self.until-monotonic())>0: await asyncio.sleep(wait)
@@ -67,16 +69,20 @@ class Remote:
         concurrency:int=32, # Most requests under way at once
         timeout:float=60, # Seconds one attempt may take, from its first byte to its last
         tries:int=8, # Attempts before a prompt counts as failed
-        spare:int=0, # Tokens beyond a prompt's own limit, for a model that reasons before it speaks
+        max_reasoning_tokens:int=None, # Room before the answer's own limit; default: 1024 where the model is to think, else 0
         seed:int=42, # Draws the waiting times
         transport=None, # Stands in for the network
+        enable_thinking:bool=False, # Ask a reasoning model to reason before it answers, or not to
         **wanted, # Entries to take the place of those in `wishes`
     ):
         address(base_url)
         if not re.fullmatch(r'[!#-\[\]-~]+', key): raise ValueError('the key is empty, or holds blanks or quotes')
         self.model,self.base_url,self.key,self.transport = model,base_url,key,transport
-        self.concurrency,self.timeout,self.tries,self.spare = concurrency,timeout,tries,spare
-        self.wishes,self.agreed,self.lost,self.until = wishes|wanted,set(),0,inf
+        self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
+        self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
+        self.wishes,self.agreed,self.lost,self.until = wishes|(thinks if enable_thinking else {})|wanted,set(),0,inf
+        self.names,self.spelled,self.tokenizes = {},set(),True # Words by token id, languages that were looked up, is there a `/tokenize`?
+        self.opened = 0 # Replies that closed a block of reasoning without opening it
         self.throttle,self.random = Throttle(concurrency),Random(seed)
 
     def client(self): # Of the SDK; its own retries are off, because they know of one request and ours know of all
@@ -96,12 +102,12 @@ async def attempt(self:Remote,
     "Send one request; whatever goes wrong is a value."
     from openai import APIConnectionError,APIStatusError,APITimeoutError
     create = client.chat.completions.with_raw_response.create
-    request = chat_request(prompt, wishes, self.spare)
+    request = chat_request(prompt, wishes, self.max_reasoning_tokens)
     try: raw = await asyncio.wait_for(create(model=self.model, **request), self.timeout)
     except (asyncio.TimeoutError, APITimeoutError): return 408,f'no answer within {self.timeout:g} s',0.
     except APIStatusError as e: return e.status_code,e.response.text,retry_after(e.response.headers)
     except APIConnectionError as e: return 0,f'no connection: {type(e.__cause__).__name__} {e.__cause__}',0.
-    return 200,raw.text,0.
+    return 200,raw.content.decode(errors='replace'),0.
 
 # %% ../nbs/22_api.ipynb #14a0afbc
 @patch
@@ -117,24 +123,81 @@ def reword(self:Remote,
     return 'reword'
 
 @patch
+def suspect(self:Remote, status, words, sent)->str: # A key of `wishes`, or None
+    "The wish that a complaint is about; a complaint that names none may be about a field that not every server knows."
+    named = objection(words)
+    if named or status not in (400, 422): return named
+    return next((k for k in ('token_ids', 'thinking') if sent[k][0] is not None and k not in self.agreed), None)
+
+@patch
 def judge(self:Remote, status, text, prompt, sent)->tuple: # `answered` and the reply, or what to do and why
     "What came of one attempt."
     if status==200:
         try:
-            reply = read_reply(body := decode(text, self.key), prompt)
-            endless = ((body.get('usage') or {}).get('completion_tokens') or 0) > prompt.max_new_tokens+self.spare
+            body = decode(text, self.key)
+            status = error_in(body)
+            if status is None: return self.heard(body, prompt, sent)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return 'again',f'broken reply: {words_of(text, self.key)[:80]}'
-        reworded = endless and len(sent['room'])>1 and self.reword('room', sent)=='reword'
-        return ('reword', 'longer than its limit') if reworded else ('answered', reply)
     words = words_of(text, self.key)
     verdict = sort_trouble(status, words)
     if verdict=='refused': return 'answered',RemoteReply('', failed=f'refused: {words}')
-    return self.reword(objection(words), sent) if verdict=='lost' else verdict,words
+    return self.reword(self.suspect(status, words, sent), sent) if verdict=='lost' else verdict,words
+
+@patch
+def heard(self:Remote, body, prompt, sent)->tuple: # As `judge`
+    "Read a completion, unless it shows that the server does not know our word for its longest length."
+    exact = prompt.lang and sent['token_ids'][0] is not None
+    reply,usage = read_reply(body, prompt, self.names if exact else {}, self.opened>1),body.get('usage')
+    used = usage_number(usage.get('completion_tokens')) if isinstance(usage, dict) else None
+    endless = (used or 0) > prompt.max_new_tokens+self.max_reasoning_tokens
+    if endless and len(sent['room'])>1 and self.reword('room', sent)=='reword': return 'reword','longer than its limit'
+    self.opened += bool(reply.reasoning) and starts_inside(body)
+    return 'answered',reply
+
+# %% ../nbs/22_api.ipynb #a1b8ff4a
+@patch
+async def tokens_of(self:Remote, client, text)->list: # None where the server does not say
+    "The ids of `text`, from vLLM's `/tokenize`, which stands beside `/v1`."
+    from openai import OpenAIError
+    root = re.sub('/v1$', '', self.base_url.rstrip('/'))
+    body = dict(model=self.model, prompt=text, add_special_tokens=False)
+    try: said = await asyncio.wait_for(client.post(f'{root}/tokenize', body=body, cast_to=object), min(self.timeout, 10))
+    except (OpenAIError, asyncio.TimeoutError, ValueError, RecursionError): return None
+    ids = said.get('tokens') if isinstance(said, dict) else None
+    return ids if isinstance(ids, list) and ids and all(type(i) is int and 0<=i<2**31 for i in ids) else None
+
+@patch
+async def spell(self:Remote, client, lang):
+    "Look up the single tokens that spell yes and no, and wish for their log-probabilities."
+    found = []
+    for words in (yes_spellings(lang), no_spellings(lang)):
+        ids = {}
+        for word in words:
+            tokens = await self.tokens_of(client, word) if self.tokenizes else None
+            self.tokenizes = tokens is not None
+            if len(tokens or [])==1: ids.setdefault(tokens[0], word)
+        found.append(ids)
+    yes,no = found
+    if not self.tokenizes or not yes or not no or yes.keys() & no.keys(): return
+    self.names = self.names | yes | no
+    self.wishes = self.wishes | dict(token_ids=(tuple(self.names), None))
 
 # %% ../nbs/22_api.ipynb #bbe3f724
 @patch
 async def answer(self:Remote, client, prompt)->RemoteReply:
+    "Ask for a reply; the first prompt that wants log-odds goes alone, so that what the server refuses is learned once."
+    if not prompt.lang or prompt.lang in self.spelled: return await self.asked(client, prompt)
+    async with self.looking:
+        if prompt.lang not in self.spelled:
+            await self.spell(client, prompt.lang)
+            reply = await self.asked(client, prompt)
+            self.spelled.add(prompt.lang)
+            return reply
+    return await self.asked(client, prompt)
+
+@patch
+async def asked(self:Remote, client, prompt)->RemoteReply:
     "Ask until there is a reply, or a reason why there is none."
     tries = 0
     while True:
@@ -143,10 +206,10 @@ async def answer(self:Remote, client, prompt)->RemoteReply:
             status,text,wait = await self.attempt(client, prompt, sent)
             verdict,what = self.judge(status, text, prompt, sent)
             if verdict=='answered': self.throttle.more()
-            elif status in (408, 429, 503): self.throttle.fewer(began, wait)
-        if verdict=='answered': self.agreed |= sent.keys() - ({'top_logprobs'} if not prompt.lang else set())
+            elif status in (408, 429, 503, 529): self.throttle.fewer(began, wait)
+        if verdict=='answered': self.agreed |= sent.keys() - ({'top_logprobs', 'token_ids'} if not prompt.lang else set())
         if verdict=='answered': return self.counted(replace(what, tries=tries))
-        why = f"{what}{f' ({status})' if status else ''}"
+        why = f"{what}{f' ({status})' if status not in (0, 200) else ''}"
         if verdict=='stop': self.stop(f"{why}{f': {advice[status]}' if status in advice else ''}")
         if wait>600: self.stop(f'it wants to be left alone for {wait:,.0f} s')
         lost = RemoteReply('', failed=why, tries=tries)
@@ -164,8 +227,8 @@ def counted(self:Remote, reply:RemoteReply)->RemoteReply: # The same
 
 @patch
 def stop(self:Remote, why): # Whoever waits for a place does not get one any more
-    self.throttle.limit = 0.
-    raise ConnectionError(f"{self.model} at {self.base_url}: {why} (what was answered is kept)")
+    self.throttle.shut = self.throttle.shut or f'{self.model} at {self.base_url}: {why} (what was answered is kept)'
+    raise ConnectionError(self.throttle.shut)
 
 # %% ../nbs/22_api.ipynb #bd21857c
 def finish(work): # Also where an event loop is running already, as in a notebook
@@ -189,7 +252,9 @@ async def together(work): # A list of awaitables
     tasks = [asyncio.create_task(w) for w in work]
     try: return await asyncio.gather(*tasks)
     finally:
-        for t in tasks: t.cancel()
+        while live := [t for t in tasks if not t.done()]: # A task whose request ends at that moment loses its cancellation, before Python 3.12
+            for t in live: t.cancel()
+            await asyncio.wait(live, timeout=.1)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 @patch
@@ -200,6 +265,7 @@ def each(self:Remote,
     "Do `work` on all `jobs`, several at once; the first error ends it."
     async def crew():
         self.throttle.open()
+        self.looking = asyncio.Lock()
         queue = iter(jobs)
         async def hand(client):
             for job in queue: await work(client, job)

@@ -9,7 +9,7 @@ __all__ = ['own', 'least', 'parser_of', 'fail', 'known_spelling', 'options_in', 
 import os,re,sys
 from inspect import signature
 from math import isfinite
-from argparse import ArgumentParser
+from argparse import SUPPRESS,ArgumentParser
 from functools import wraps
 from pathlib import Path
 from fastcore.script import anno_parser
@@ -24,6 +24,9 @@ def parser_of(
     for a in p._actions:
         if a.type is list: a.type,a.nargs = None,'+'
         if a.dest=='output': a.option_strings.append('-o'); p._option_string_actions['-o'] = a
+    for a in [a for a in p._actions if isinstance(a.const, bool) and a.dest!='pdb']: # Every switch has both ways; the help shows the one that changes something
+        name,way = (f'no-{a.dest}','store_false') if a.const else (a.dest,'store_true')
+        p.add_argument(f'--{name}', dest=a.dest, action=way, default=a.default, help=SUPPRESS)
     p.add_argument('--config', help="File of options, YAML or JSON, such as a run's args.json; what is typed here wins")
     p.add_argument('--debug', action='store_true', help='Show the traceback of an error')
     p.allow_abbrev = False
@@ -79,7 +82,7 @@ def _meant(action, value, path): # As the line would have it
 
 # %% ../nbs/04_commands.ipynb #b1ac7844
 least = dict.fromkeys('batch_size eval_batch_size max_input_length max_new_tokens num_samples repeats rank concurrency tries'.split(), 1) | dict.fromkeys(
-    'clip evaluate_interval keep_checkpoints max_cost max_hours max_minutes max_reasoning_tokens model_save_interval noise_memory patience spare weight_decay'.split(), 0)
+    'clip evaluate_interval keep_checkpoints max_cost max_hours max_minutes max_reasoning_tokens model_save_interval noise_memory patience weight_decay'.split(), 0)
 
 def sane(
     args:dict, # Options by name

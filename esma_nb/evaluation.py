@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['presets', 'readings', 'decodings', 'Record', 'record', 'evaluate', 'columns', 'scores', 'load_records', 'is_of',
-           'evaluate_into', 'record_files', 'rematch', 'in_words', 'pick', 'choices', 'limits_of', 'claim_of',
-           'chooser', 'differs', 'report', 'with_bar', 'eval_model', 'score']
+           'evaluate_into', 'record_files', 'rematch', 'in_words', 'failures', 'pick', 'choices', 'limits_of',
+           'claim_of', 'chooser', 'differs', 'report', 'with_bar', 'eval_model', 'score']
 
 # %% ../nbs/30_evaluation.ipynb #16a7af70
-import json
+import json,re
 from dataclasses import asdict,dataclass,fields,replace
 from pathlib import Path
 from time import perf_counter
@@ -153,6 +153,21 @@ def in_words(records)->str: # What a table of scores leaves out
     return (f"{len(records)} records; {lines:.0%} of the answers run over several lines, {sum(r.unparsed for r in records)/n:.0%} of the claims cannot be read"
         + (f"; {cut} questions were longer than the model's context or --max_input_length, and asked without their beginning" if cut else ''))
 
+# %% ../nbs/30_evaluation.ipynb #4314f249
+def failures(
+    records:list, # `Record`s
+    most:int=4, # Reasons that are named
+)->str: # Empty where no row failed
+    "Why rows failed, the commonest reason first; reasons that differ only in numbers count as one."
+    kinds = {}
+    for r in records:
+        if r.failed: kinds.setdefault(re.sub(r'\d+([.,]\d+)*', '#', r.failed), []).append(r.failed)
+    if not kinds: return ''
+    ranked = sorted(kinds.values(), key=len, reverse=True)
+    named = [f'{len(k)} x {max(k, key=k.count)}' for k in ranked[:most]]
+    others = sum(map(len, ranked[most:]))
+    return f"{sum(map(len, ranked))} of {len(records)} rows failed: {'; '.join(named)}{f'; {others} x other reasons' if others else ''}"
+
 # %% ../nbs/30_evaluation.ipynb #f89e1c45
 presets = dict(
     default=dict(matcher='words', decoding='greedy', meta_chat=True, meta_tokens=4, reading='first word', clean=True),
@@ -212,7 +227,9 @@ def report(run, match=None): # What `esma_nb_eval` and `esma_nb_score` print
     for name,path in record_files(run).items():
         records = load_records(path)
         if match: records = rematch(records, match)
-        print(f"\n{name}: {in_words(records)}{f'; {differs(made)}' if made else ''}\n\n{scores(records)._repr_markdown_()}")
+        print(f"\n{name}: {in_words(records)}{f'; {differs(made)}' if made else ''}\n")
+        if why := failures(records): print(f'{why}\n')
+        print(scores(records)._repr_markdown_())
 
 def with_bar(path, total, work): # What `work` makes of a progress bar, and a word for whoever interrupts
     from tqdm import tqdm
