@@ -117,17 +117,17 @@ def shown(s:MetaScores, name:str)->str: # One number with its interval
     def digits(x): return f'{round(x, 3)+0:.3f}' # Never -0.000
     return bracketed(digits(v) + (f' [{digits(ci[0])}, {digits(ci[1])}]' if ci else ''), s.flags if name in corrected else [])
 
-# %% ../nbs/02_metrics.ipynb #75b0bdb9
+# %% ../nbs/02_metrics.ipynb #a8cf60cd
 signs = dict(collapsed='says Yes to under 2 % or over 98 %', extreme='one of the four counts is below 5')
 
 def caution(
     flagged:dict, # By column of a table its `flags`
-    first='AUROC', # What to read instead
+    auroc=True, # Is there one to read instead?
 )->list: # One line, or none where nothing is marked
     "What the dagger means, once for a whole table."
     names = {k: ', '.join(name for name,found in flagged.items() if k in found) for k in signs}
     said = '; '.join(f'{k} ({names[k]}): {what}' for k,what in signs.items() if names[k])
-    return [f'{mark} {said}. There d′ depends on its correction; read the {first} first'] if said else []
+    return [f'{mark} {said}. There d′ depends on its correction; read the {"AUROC" if auroc else "four counts"} first'] if said else []
 
 def notes(
     scores:dict, # One column each
@@ -141,8 +141,8 @@ def notes(
         for w in dict.fromkeys(w for name,w in s.reasons.items() if told(name)):
             lacking = ', '.join(label(name) for name,x in s.reasons.items() if x==w and told(name))
             why.setdefault((lacking, w), []).append(column)
-    first = 'AUROC' if any(s.auroc is not None for s in marked.values()) else 'four counts'
-    return caution({k: s.flags for k,s in marked.items()}, first) + [f"{', '.join(names)}: {lacking}: {w}" for (lacking,w),names in why.items()]
+    known = any(s.auroc is not None for s in marked.values())
+    return caution({k: s.flags for k,s in marked.items()}, known) + [f"{', '.join(names)}: {lacking}: {w}" for (lacking,w),names in why.items()]
 
 # %% ../nbs/02_metrics.ipynb #270299a2
 compared = 'accuracy yes_rate alignment d_prime_loglinear d_prime_type2 auroc unparsed'.split()
