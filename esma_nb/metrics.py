@@ -117,7 +117,7 @@ def shown(s:MetaScores, name:str)->str: # One number with its interval
     def digits(x): return f'{round(x, 3)+0:.3f}' # Never -0.000
     return bracketed(digits(v) + (f' [{digits(ci[0])}, {digits(ci[1])}]' if ci else ''), s.flags if name in corrected else [])
 
-# %% ../nbs/02_metrics.ipynb #a8cf60cd
+# %% ../nbs/02_metrics.ipynb #ceeeac09
 signs = dict(collapsed='says Yes to under 2 % or over 98 %', extreme='one of the four counts is below 5')
 
 def caution(
@@ -150,9 +150,9 @@ whole = ['n', *compared, *'failed counts hit_rate false_alarm_rate criterion yfr
     *'gamma aurc ece brier brier_reliability brier_resolution brier_uncertainty'.split()]
 
 def auroc_first(rows)->list: # Where a d′ is marked, it is not the headline
-    rest = [r for r in rows if r!='auroc']
+    rows,rest = list(rows),[r for r in rows if r!='auroc']
     at = min((i for i,r in enumerate(rest) if r in corrected), default=len(rest))
-    return list(rows) if 'auroc' not in rows[at:] else [*rest[:at], 'auroc', *rest[at:]]
+    return [*rest[:at], 'auroc', *rest[at:]] if 'auroc' in rows[at:] else rows
 
 def side_by_side(
     scores:dict, # One column each: `{'before': MetaScores, 'after': MetaScores}`
