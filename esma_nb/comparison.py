@@ -50,16 +50,14 @@ def compared(
     found = {k: differences(cols[first], cols[k]) for k in others}
     tests = controls(rows[others[-1]], {k: rows[k] for k in runs if k!=others[-1]},
         {k: rows[f'wording {k}'] for k in wordings}, rows.get('the reversed prompt'), seed)
-    return Comparison(first, counts, last=others[-1], controls=tests, differences=found, notes=warned(first, found),
+    return Comparison(first, counts, last=others[-1], controls=tests, differences=found, notes=warned(found),
         accuracy={k: mcnemar(cols[first]['correct'], cols[k]['correct']) for k in others},
         unparsed={k: sum(y is None for y in c['yes']) for k,c in cols.items()})
 
-def warned(first, found)->list: # The line about marked d′, or none
-    d = {k: ds['d_prime_loglinear'] for k,ds in found.items()}
-    values = {first: next(iter(d.values())).first} | {k: x.second for k,x in d.items()}
-    flagged = {first: next(iter(d.values())).flags[0]} | {k: x.flags[1] for k,x in d.items()}
+def warned(found)->list: # The line about marked d′, or none
     known = any(x is not None for ds in found.values() for x in (ds['auroc'].first, ds['auroc'].second))
-    return caution({k: f for k,f in flagged.items() if values[k] is not None}, known)
+    d = [ds['d_prime_loglinear'] for ds in found.values()]
+    return caution([f for x in d for v,f in zip((x.first, x.second), x.flags) if v is not None], known)
 
 # %% ../nbs/31_comparison.ipynb #0f32de1d
 def difference_table(c:Comparison)->str: # Markdown

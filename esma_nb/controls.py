@@ -201,9 +201,9 @@ def grid(lines:list)->str: # Markdown that a terminal shows well too
 def control_table(controls:list)->str: # Markdown
     "What each control scores, what the real run has more, and what follows."
     def value(x): return '–' if x is None else f'{x:.3f}'
-    d = {c.name: c.differences['d_prime_loglinear'] for c in controls}
-    flagged = {'its own claims': d[controls[0].name].flags[1]} | {k: x.flags[0] for k,x in d.items() if x.first is not None}
-    both = auroc_first(['d_prime_loglinear', 'auroc']) if any(flagged.values()) else ['d_prime_loglinear', 'auroc']
+    d = [c.differences['d_prime_loglinear'] for c in controls]
+    both,flagged = ['d_prime_loglinear', 'auroc'],[f for x in d for v,f in zip((x.first, x.second), x.flags) if v is not None]
+    if any(flagged): both = auroc_first(both)
     head = ['', *(x for m in both for x in (dict(d_prime_loglinear='d′', auroc='AUROC')[m], 'own − this')), 'so']
     def own_of(d): return [bracketed(value(d.second), d.flags[1]), '']
     def cells_of(d): return [bracketed(value(d.first), d.flags[0]), bracketed(signed(d), sum(d.flags, []))]

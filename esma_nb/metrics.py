@@ -117,16 +117,15 @@ def shown(s:MetaScores, name:str)->str: # One number with its interval
     def digits(x): return f'{round(x, 3)+0:.3f}' # Never -0.000
     return bracketed(digits(v) + (f' [{digits(ci[0])}, {digits(ci[1])}]' if ci else ''), s.flags if name in corrected else [])
 
-# %% ../nbs/02_metrics.ipynb #ceeeac09
+# %% ../nbs/02_metrics.ipynb #6387616d
 signs = dict(collapsed='says Yes to under 2 % or over 98 %', extreme='one of the four counts is below 5')
 
 def caution(
-    flagged:dict, # By column of a table its `flags`
+    flagged:list, # The `flags` of each column of a table
     auroc=True, # Is there one to read instead?
 )->list: # One line, or none where nothing is marked
     "What the dagger means, once for a whole table."
-    names = {k: ', '.join(name for name,found in flagged.items() if k in found) for k in signs}
-    said = '; '.join(f'{k} ({names[k]}): {what}' for k,what in signs.items() if names[k])
+    said = '; '.join(f'{k}: {what}' for k,what in signs.items() if any(k in found for found in flagged))
     return [f'{mark} {said}. There d′ depends on its correction; read the {"AUROC" if auroc else "four counts"} first'] if said else []
 
 def notes(
@@ -142,7 +141,7 @@ def notes(
             lacking = ', '.join(label(name) for name,x in s.reasons.items() if x==w and told(name))
             why.setdefault((lacking, w), []).append(column)
     known = any(s.auroc is not None for s in marked.values())
-    return caution({k: s.flags for k,s in marked.items()}, known) + [f"{', '.join(names)}: {lacking}: {w}" for (lacking,w),names in why.items()]
+    return caution([s.flags for s in marked.values()], known) + [f"{', '.join(names)}: {lacking}: {w}" for (lacking,w),names in why.items()]
 
 # %% ../nbs/02_metrics.ipynb #270299a2
 compared = 'accuracy yes_rate alignment d_prime_loglinear d_prime_type2 auroc unparsed'.split()
