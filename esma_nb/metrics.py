@@ -117,7 +117,7 @@ def shown(s:MetaScores, name:str)->str: # One number with its interval
     def digits(x): return f'{round(x, 3)+0:.3f}' # Never -0.000
     return bracketed(digits(v) + (f' [{digits(ci[0])}, {digits(ci[1])}]' if ci else ''), s.flags if name in corrected else [])
 
-# %% ../nbs/02_metrics.ipynb #6387616d
+# %% ../nbs/02_metrics.ipynb #344ab8a7
 signs = dict(collapsed='says Yes to under 2 % or over 98 %', extreme='one of the four counts is below 5')
 
 def caution(

@@ -39,14 +39,14 @@ def telemetry(
         unparsed=s.unparsed/len(bits) if bits else None, failed=total['failed']/asked, truncated=total['cut']/asked, tokens=total['tokens'],
         **{k: v for k,v in total.items() if k.endswith('_seconds')})
 
-# %% ../nbs/41c_outcomes.ipynb #f09fd44c
+# %% ../nbs/41c_outcomes.ipynb #3958dea7
 def glance(m:dict)->dict: # Short texts by name
     "What a progress bar shows of a line of metrics."
     def n(x, digits): return '-' if x is None else format(x, digits)
     return dict(reward=n(m['reward_mean'], '.3f'), right=n(m['accuracy'], '.0%'), yes=n(m['yes_rate'], '.0%'),
         d=bracketed(n(m['d_prime_loglinear'], '.2f'), [k for k in signs if m.get(k)]))
 
-# %% ../nbs/41c_outcomes.ipynb #38ac7e0d
+# %% ../nbs/41c_outcomes.ipynb #1a0c4c03
 def per_cent(x)->str: return f'{100*x:.0f} %'
 
 def equal_rewards(lines)->str: # A sentence; None where there is nothing to say
