@@ -16,12 +16,12 @@ from typing import Callable
 from tqdm import tqdm
 from fastcore.basics import patch
 from .matching import matchers
-from .metrics import MetaScores
+from .metrics import MetaScores,bracketed,mark
 from .rewards import reward_named
 from .runs import append_lines,digest_of,read_lines,whole,write_json
 from .rows import sample_rows
 from .evaluation import chooser,choices,claim_of,evaluate,evaluate_into,load_records,scores
-from .outcomes import outcome,telemetry
+from .outcomes import glance,outcome,telemetry,warnings_of
 
 # %% ../nbs/41d_campaign.ipynb #1318ad62
 def measure(
@@ -191,7 +191,8 @@ def held_out(self:Campaign, t:int):
 
 def brief(s:MetaScores)->str: # A line for the terminal
     def n(x): return '-' if x is None else f'{x:.2f}'
-    return f"accuracy {n(s.accuracy)}, says yes {n(s.yes_rate)}, alignment {n(s.alignment)}, d′ {n(s.d_prime_loglinear)}, AUROC {n(s.auroc)} on {s.n} held-out questions"
+    d,note = bracketed(n(s.d_prime_loglinear), s.flags),f" ({mark} {', '.join(s.flags)})" if s.flags else ''
+    return f"accuracy {n(s.accuracy)}, says yes {n(s.yes_rate)}, alignment {n(s.alignment)}, AUROC {n(s.auroc)}, d′ {d} on {s.n} held-out questions{note}"
 
 # %% ../nbs/41d_campaign.ipynb #964dc66d
 @patch
@@ -282,8 +283,9 @@ def summary(self:Campaign, digest:str)->dict: # What is written
     "Write `summary.json`: before, after and best on the held-out questions."
     t,lines = max(self.measured),read_lines(self.out/'metrics.jsonl')
     asked = sum(r.seconds or 0 for p in (self.out/'records').glob('*.jsonl') for r in load_records(p))
+    warned = warnings_of(lines, self.measured[0], self.measured[t], load_records(self.out/'records'/f'iter{t:06d}.jsonl'))
     result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(), best=best_of(self.measured, self.args['best_by']), iterations=t,
-        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), model_sha256=digest)
+        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, model_sha256=digest)
     write_json(self.out/'summary.json', result)
     return result
 
@@ -306,7 +308,7 @@ def go(self:Campaign)->dict: # What `summary.json` holds; None in a helping proc
                     self.together()
                     m = self.advance()
                     self.shown.log(m, m['iteration'])
-                    bar.set_postfix(reward=f"{m['reward_mean']:.3f}", right=f"{m['accuracy']:.0%}", yes=f"{m['yes_rate'] or 0:.0%}", d=f"{m['d_prime_loglinear'] or 0:.2f}", refresh=False)
+                    bar.set_postfix(**glance(m), refresh=False)
                     bar.update()
         except Stop:
             if self.done: self.save(self.out/'checkpoints'/f'iter{self.done:06d}', rolling=True)

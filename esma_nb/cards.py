@@ -91,11 +91,12 @@ def write_card(run, command): # As for `card`
 
 # %% ../nbs/33_cards.ipynb #a5ffc19c
 def may_upload(repo_id:str):
-    "Refuse before a run what the hub would refuse after it: a name that cannot be, or nobody to be logged in."
-    from huggingface_hub import get_token
+    "Refuse before a run what would fail after it: a name that cannot be, nobody logged in, or a client that is told to stay offline."
+    from huggingface_hub import constants,get_token
     from huggingface_hub.utils import validate_repo_id
     validate_repo_id(repo_id)
     if not get_token(): raise ValueError(f"nobody is logged in who could upload {repo_id}: run `hf auth login`, or set HF_TOKEN")
+    if constants.HF_HUB_OFFLINE: raise ValueError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or upload later")
 
 def upload(
     folder, # With weights and a card

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 import numpy as np
 from .detection import dprime
-from .metrics import bits,cells,loglinear,ranks,scored
+from .metrics import auroc_first,bits,bracketed,caution,cells,flags,loglinear,ranks,scored
 from .evaluation import columns
 from .differences import Difference,differences,measures,pulls
 
@@ -119,11 +119,9 @@ def alike(a, b)->float: # 1 where two rows of bits are the same, 0 where they ag
     return float(((a==b).mean()-by_chance) / (1-by_chance)) if by_chance<1 else 1.
 
 def leading(rows)->str: # One of `measures`
-    "What to judge a run by: d′, or the AUROC where d′ leans on its correction."
-    counts,scored = list(cells(rows['correct'], rows['yes']).values()),any(o is not None for o in rows['log_odds'])
-    if not scored: return 'd_prime_loglinear'
-    said = (counts[0]+counts[2]) / max(sum(counts), 1)
-    return 'auroc' if min(counts)<5 or not .02<=said<=.98 else 'd_prime_loglinear'
+    "What to judge a run by: d′, or the AUROC where d′ depends on its correction."
+    scored = any(o is not None for o in rows['log_odds'])
+    return 'auroc' if scored and flags(cells(rows['correct'], rows['yes']).values()) else 'd_prime_loglinear'
 
 # %% ../nbs/30b_controls.ipynb #77335d5e
 @dataclass
@@ -203,9 +201,12 @@ def grid(lines:list)->str: # Markdown that a terminal shows well too
 def control_table(controls:list)->str: # Markdown
     "What each control scores, what the real run has more, and what follows."
     def value(x): return '–' if x is None else f'{x:.3f}'
-    both = ('d_prime_loglinear', 'auroc')
-    head = ['', 'd′', 'own − this', 'AUROC', 'own − this', 'so']
-    own = ['its own claims', *(x for m in both for x in (value(controls[0].differences[m].second), '')), '']
-    def cells_of(d): return [value(d.first), signed(d)]
+    d = [c.differences['d_prime_loglinear'] for c in controls]
+    both,flagged = ['d_prime_loglinear', 'auroc'],[f for x in d for v,f in zip((x.first, x.second), x.flags) if v is not None]
+    if any(flagged): both = auroc_first(both)
+    head = ['', *(x for m in both for x in (dict(d_prime_loglinear='d′', auroc='AUROC')[m], 'own − this')), 'so']
+    def own_of(d): return [bracketed(value(d.second), d.flags[1]), '']
+    def cells_of(d): return [bracketed(value(d.first), d.flags[0]), bracketed(signed(d), sum(d.flags, []))]
+    own = ['its own claims', *(x for m in both for x in own_of(controls[0].differences[m])), '']
     lines = [[c.name, *(x for m in both for x in cells_of(c.differences[m])), c.says] for c in controls]
-    return grid([head, own, *lines]) + f'\n\n{verdict(controls)}'
+    return '\n\n'.join([grid([head, own, *lines]), *caution(flagged, controls[0].differences['auroc'].second is not None), verdict(controls)])

@@ -20,6 +20,7 @@ from .runs import append_lines,read_lines,whole,write_json
 from .rows import sample_rows
 from .claims import claim_named
 from .evaluation import load_records,scores
+from .outcomes import warnings_of
 from .campaign import best_of,brief,measure
 from .examples import ask_whether_right,tokenized
 
@@ -166,9 +167,11 @@ def summary(self:Course, digest:str)->dict: # What is written
     "Write `summary.json`: before, after and best on the held-out questions, and what was learned."
     t = max(self.measured)
     asked = sum(r.seconds or 0 for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
+    lines = read_lines(self.out/'metrics.jsonl')
+    warned = warnings_of(lines, self.measured[0], self.measured[t], load_records(self.out/'records'/f'iter{t:06d}.jsonl'))
     result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(), best=best_of(self.measured),
         learned=dict(before=self.learned[0].asdict(), after=self.learned[t].asdict()), iterations=t,
-        seconds=round(sum(m['seconds'] for m in read_lines(self.out/'metrics.jsonl'))+asked, 1), model_sha256=digest)
+        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, model_sha256=digest)
     write_json(self.out/'summary.json', result)
     return result
 

@@ -7,11 +7,11 @@ __all__ = ['measures', 'by_id', 'joined', 'same_question', 'of_rate', 'of_dprime
            'differences', 'difference', 'mcnemar']
 
 # %% ../nbs/30a_differences.ipynb #b7959bc0
-from dataclasses import dataclass
+from dataclasses import dataclass,field
 from statistics import NormalDist
 import numpy as np
 from .intervals import number,z95
-from .metrics import bits,label,loglinear,needs,ranks,z
+from .metrics import bits,cells,flags,label,loglinear,needs,ranks,z
 from .rows import question_key
 from .evaluation import columns
 
@@ -104,6 +104,7 @@ class Difference:
     difference:float=None # Second minus first; None where either is
     ci:list=None # Its 95 % interval, paired by question
     reason:str=None # Why there is none
+    flags:list=field(default_factory=lambda: [[], []]) # Of a d′, the `flags` of the first and of the second run
 
 def differences(
     first:dict, # `columns` of the run that is compared with
@@ -113,7 +114,9 @@ def differences(
     n = len(first['correct'])
     if n!=len(second['correct']): raise ValueError(f"{n} rows and {len(second['correct'])}: join the runs first")
     a,b = pulls(first),pulls(second)
-    return {m: difference(m, a[m], b[m]) for m in measures}
+    found = {m: difference(m, a[m], b[m]) for m in measures}
+    found['d_prime_loglinear'].flags = [flags(cells(rows['correct'], rows['yes']).values()) for rows in (first, second)]
+    return found
 
 def difference(name:str, first:tuple, second:tuple)->Difference: # From what `pulls` has of each
     (a,p,v),(b,q,w) = first,second

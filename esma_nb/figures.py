@@ -15,7 +15,7 @@ from io import BytesIO
 from warnings import catch_warnings,simplefilter
 import numpy as np
 from .confidence import reliability_bins,risk_coverage,roc_curve
-from .metrics import MetaScores,label,shown
+from .metrics import MetaScores,corrected,label,mark,shown
 from .evaluation import scores
 
 # %% ../nbs/31a_figures.ipynb #3f9bcb67
@@ -156,20 +156,21 @@ hollow = dict(fmt='D', mfc='none', lw=.8)
 
 def point(ax, s, name, place, side, **how): # One score with its interval, if it has them
     v,ci = getattr(s, name, None),getattr(s, f'{name}_ci', None)
-    if v is not None: ax.errorbar(*place(v), **{side: whiskers([v], [ci]) if ci else None}, ms=5, **how)
+    pale = dict(alpha=.35) if name in corrected and s.flags else {}
+    if v is not None: ax.errorbar(*place(v), **{side: whiskers([v], [ci]) if ci else None}, ms=5, **how, **pale)
 
 def dprime(ax, many):
-    "Filled: log-linear. Hollow: with the clip of the paper, which goes too far where a rate touches 0 or 1. Bars are 95 % intervals; zero is blind."
+    "Filled: log-linear. Hollow: with the clip of the paper, which goes too far where a rate touches 0 or 1. Bars are 95 % intervals; zero is blind. Pale, with †: collapsed or extreme, so that d′ depends on its correction; read the AUROC first."
     ax.axvline(0, color=ink, lw=.8, ls=':')
     for i,s in enumerate(many):
-        for name,lower,mark in (('d_prime_loglinear', -.13, dict(fmt='o')), ('d_prime_type2', .17, hollow)):
-            point(ax, s.scores, name, lambda d: (d, i+lower), 'xerr', color=s.color, **mark)
-    ax.set(xlabel='d′', yticks=range(len(many)), yticklabels=[short(s.name) for s in many], ylim=(len(many)-.4, -.6))
+        for name,lower,how in (('d_prime_loglinear', -.13, dict(fmt='o')), ('d_prime_type2', .17, hollow)):
+            point(ax, s.scores, name, lambda d: (d, i+lower), 'xerr', color=s.color, **how)
+    ax.set(xlabel='d′', yticks=range(len(many)), yticklabels=[short(s.name) + f' {mark}'*bool(s.scores.flags) for s in many], ylim=(len(many)-.4, -.6))
     ax.grid(axis='y', visible=False)
 
 # %% ../nbs/31a_figures.ipynb #2badee26
 def learning(ax, lines, names, held):
-    "The population in training as a line, the model on questions it is not trained on as points with 95 % intervals."
+    "The population in training as a line, the model on questions it is not trained on as points with 95 % intervals; pale where a d′ depends on its correction."
     for name,color,style in zip(names, palette[1:], ('-', '--')):
         told = [(l['iteration'], l[name], l.get(name.replace('mean', 'std'), 0)) for l in lines if l.get(name) is not None]
         x,y,std = map(np.array, zip(*told)) if told else ([], [], [])

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from fastcore.docments import docments
 from .intervals import wilson
-from .metrics import MetaScores,label,shown,whole as fields
+from .metrics import MetaScores,auroc_first,corrected,label,mark,notes,shown,whole as fields
 from .commands import command
 from .runs import public,read_json,read_lines,shareable,whole
 from .rows import describe
@@ -160,9 +160,7 @@ def scales(every:list)->dict: # `{field: (low, high, mark)}`
     d = [x for s in every for x in s.scores.d_prime_loglinear_ci or []]
     return dict(accuracy=(0, 1, 0), yes_rate=(0, 1, 0), auroc=(0, 1, .5), d_prime_loglinear=(min([-.5, *d]), max([2.5, *d]), 0))
 
-def warnings(every:list)->dict: # `{what has to be known: names of those it holds for}`
-    said = [(note, s.name) for s in every for note in s.scores.notes()]
-    return {note: ', '.join(name for n,name in said if n==note) for note,_ in said}
+def warnings(every:list)->list: return notes({s.name: s.scores for s in every}) # What has to be known before the numbers are believed
 
 def place(x, low, high)->float: return round(100*(x-low)/(high-low), 2)
 
@@ -185,6 +183,7 @@ def page(
         trim_blocks=True, lstrip_blocks=True)
     env.filters.update(inline=lambda p: Markup(inline(p)), digest=digest, label=label)
     every,ends = [s for r in runs for s in r.sets.values()],[s for r in runs for s in r.ends]
+    env.globals.update(order=auroc_first if any(s.scores.flags for s in every) else list, mark=mark, corrected=corrected)
     return env.get_template('report.html.j2').render(title=' · '.join(r.name for r in runs), written=f'{datetime.now():%Y-%m-%d %H:%M}',
         version=__version__, again=again, runs=runs, every=every, ends=ends, figures=figures, training=learned, fields=fields, kinds=kinds,
         most=most, longest=longest, board=board, shares=('accuracy', 'yes_rate'), scales=scales(every), place=place, shown=shown,

@@ -133,7 +133,8 @@ def forecast(run)->str: # For people
 def in_words(out:Path, result:dict)->str: # What the command prints at its end
     last = f"iter{result['iterations']:06d}"
     table = side_by_side({name: scores(load_records(out/'records'/f'{file}.jsonl')) for name,file in (('before', 'before'), ('after', last))})
-    return f"\n{table}\n\n{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}"
+    warned = ''.join(f'warning: {w}\n' for w in result.get('warnings', [])) # A summary of an older version has none
+    return f"\n{table}\n\n{warned}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}"
 
 # %% ../nbs/42_training.ipynb #b53ab7de
 @command

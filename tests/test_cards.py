@@ -37,12 +37,19 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch):
+    "A hub on this machine; whether the real one may be reached, and through which proxy, is no matter to it."
+    from huggingface_hub.utils import close_session
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    for name in ('NO_PROXY', 'no_proxy'): monkeypatch.setenv(name, '127.0.0.1')
+    close_session() # The client is made again, and reads the proxies anew
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.home,server.got = f'http://127.0.0.1:{server.server_port}',dict(files={})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+    server.server_close()
+    close_session()
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -66,6 +73,14 @@ def test_nobody_logged_in(run, monkeypatch, tmp_path):
     from esma_nb.cards import may_upload
     monkeypatch.setattr('huggingface_hub.get_token', lambda: None)
     with pytest.raises(ValueError, match='hf auth login'): may_upload('ann/knows')
+
+def test_told_to_stay_offline(monkeypatch):
+    from esma_nb.cards import may_upload
+    monkeypatch.setattr('huggingface_hub.get_token', lambda: 'hf_test')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    may_upload('ann/knows')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(ValueError, match='while HF_HUB_OFFLINE is set'): may_upload('ann/knows')
 
 def test_the_card_of_a_real_run(run):
     import shlex
