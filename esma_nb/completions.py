@@ -137,6 +137,7 @@ def read_reply(
     block,answer = split_reasoning(said['text'], opened and end_of(choice)=='length')
     bill = bill_of(body, said['text']+said['reasoning'], prompt.text)
     thoughts = [t for t in (said['reasoning'] or None, block) if t is not None]
+    bill['finish_reason'] = end_of(choice) if end_of(choice) in ('stop', 'length') else None
     bill['reasoning'] = '\n'.join(t for t in thoughts if t) if thoughts else None
     failed = not_an_answer(choice, message, said, answer, bill['n_tokens'])
     if failed: return RemoteReply('', failed=failed, **bill)
@@ -149,7 +150,7 @@ def starts_inside(
 )->bool: # The opening tag was part of the prompt
     "Does the text close a block of reasoning that it did not open?"
     text = spoken(choice_of(body))[0]['text']
-    return any(re.search(e, text) and not re.search(s, text) for s,e in reasoning_tags)
+    return any(end in text and start not in text for start,end in reasoning_tags)
 
 # %% ../nbs/21a_completions.ipynb #ad103333
 def scrub(text:str, key:str)->str: # Keys under eight signs are placeholders for local servers, and ordinary words
