@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'some_day', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'pick_device', 'pick_dtype', 'cast',
-           'working_dtype', 'explain', 'quiet', 'forget_gguf', 'encode', 'save_model', 'write_model']
+           'working_dtype', 'explain', 'quiet', 'forget_gguf', 'encode', 'save_model', 'write_model', 'in_memory',
+           'stored', 'saved_weights']
 
 # %% ../nbs/20_models.ipynb #895e586d
 import json
@@ -144,11 +145,33 @@ def save_model(
     with whole(folder) as draft, quiet(): write_model(model, tokenizer, draft, weights)
 
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that somebody else keeps whole
-    mine = dict(model.named_parameters()) | dict(model.named_buffers())
-    state = {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
+    state = in_memory(model, weights)
     dtype = str(state[next(iter(weights or state))].dtype).removeprefix('torch.')
     try: model.save_pretrained(folder, state_dict=state) # May empty `state`
     except SafetensorError as e: raise OSError(str(e)) from e
     tokenizer.save_pretrained(folder)
     config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     write_json(Path(folder)/'config.json', config | dict(dtype=dtype))
+
+def in_memory(model, weights=None)->dict: # Every tensor of a model once, by its name in memory; `weights` stand for its own
+    mine = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
+
+# %% ../nbs/20_models.ipynb #94455907
+def stored(
+    model, # From `load_model`
+    weights:dict=None, # Tensors by parameter name that are saved instead of the model's own
+)->dict: # Tensors by the names that they have in a saved folder
+    "The tensors that `save_model` writes, under their names and in their shapes on the disk."
+    from transformers.core_model_loading import revert_weight_conversion
+    return revert_weight_conversion(model, in_memory(model, weights))
+
+def saved_weights(
+    folder, # From `save_model`
+    like:dict, # Shapes by parameter name
+)->dict: # float32 tensors by parameter name, those in `like`
+    "Read a saved model whole, and refuse one that lacks a tensor or has one of another shape."
+    found = dict(load_model(str(folder), 'float32', 'cpu')[0].named_parameters())
+    odd = [n for n,shape in like.items() if n not in found or found[n].shape!=torch.Size(shape)]
+    if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are not there or have another shape, {odd[0]} for one")
+    return {n: found[n].detach() for n in like}
