@@ -55,10 +55,11 @@ def load_model(
     try:
         with quiet():
             if getattr(AutoConfig.from_pretrained(**place), 'is_encoder_decoder', False): raise ValueError('it is an encoder-decoder, and this method needs a causal model')
-            model,found = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), output_loading_info=True, **({} if 'gguf_file' in place else dict(use_safetensors=True)), **spread)
+            model,found = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), output_loading_info=True, ignore_mismatched_sizes=True, **({} if 'gguf_file' in place else dict(use_safetensors=True)), **spread)
             tokenizer = AutoTokenizer.from_pretrained(**place)
     except Exception as e: raise ValueError(f"cannot load model {name!r}: {explain(e)}") from e # A damaged file may end in any of them
     if lacks := sorted(found['missing_keys']): raise ValueError(f"cannot load model {name!r}: its files lack {len(lacks)} tensors, {lacks[0]} for one: fetch it again")
+    if odd := sorted(found['mismatched_keys']): raise ValueError(f"cannot load model {name!r}: {odd[0][0]} is {tuple(odd[0][1])} in its files and {tuple(odd[0][2])} in its config: fetch it again")
     if any(p.is_meta for p in model.parameters()): raise ValueError(f"{name} does not fit into the memory of this machine's accelerators, and members are written into weights that are there: use more devices, or --tensor_parallel")
     return (forget_gguf(model) if spread else forget_gguf(model).to(device)).eval().requires_grad_(False), tokenizer
 
@@ -168,10 +169,6 @@ def stored(
 
 def saved_weights(
     folder, # From `save_model`
-    like:dict, # Shapes by parameter name
-)->dict: # float32 tensors by parameter name, those in `like`
-    "Read a saved model whole, and refuse one that lacks a tensor or has one of another shape."
-    found = dict(load_model(str(folder), 'float32', 'cpu')[0].named_parameters())
-    odd = [n for n,shape in like.items() if n not in found or found[n].shape!=torch.Size(shape)]
-    if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are not there or have another shape, {odd[0]} for one")
-    return {n: found[n].detach() for n in like}
+)->dict: # float32 tensors by parameter name
+    "Read all of a saved model, or refuse a folder that lacks a tensor."
+    return dict(load_model(str(folder), 'float32', 'cpu')[0].named_parameters())
