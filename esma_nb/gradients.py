@@ -17,9 +17,10 @@ from safetensors.torch import load_file,save_file
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from .models import quiet,saved_weights,stored,write_model
+from .models import quiet,stored,write_model
 from .runs import check_seal,seal,whole
 from .evolution import fingerprint
+from .journal import read_checkpoint
 
 # %% ../nbs/43a_gradients.ipynb #9f001d73
 def counted(examples:list)->int: return sum(len(ids)-start for ids,start in examples) # Tokens in the loss
@@ -112,7 +113,7 @@ def write_means(path, tensors):
 def load_state(folder, model, optimizer)->int: # Steps so far
     "Put a checkpoint into the model and its optimiser, after reading all of it and before changing any of them."
     folder,iteration,params = Path(folder),check_seal(folder)['iteration'],dict(model.named_parameters())
-    found,means = saved_weights(folder),{tuple(k.split('/', 1)): t for k,t in load_file(folder/'optimizer.safetensors').items()}
+    found,means = read_checkpoint(folder),{tuple(k.split('/', 1)): t for k,t in load_file(folder/'optimizer.safetensors').items()}
     odd = [n for n,p in params.items() if n not in found or found[n].shape!=p.shape]
     odd += [f'{what}/{n}' for (what,n),t in means.items() if n not in params or t.ndim and t.shape!=params[n].shape]
     if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are not there or have another shape, {odd[0]} for one")

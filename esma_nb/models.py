@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'some_day', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'pick_device', 'pick_dtype', 'cast',
            'working_dtype', 'explain', 'quiet', 'forget_gguf', 'encode', 'save_model', 'write_model', 'in_memory',
-           'stored', 'saved_weights']
+           'stored']
 
 # %% ../nbs/20_models.ipynb #895e586d
 import json
@@ -54,7 +54,9 @@ def load_model(
     place,spread,device = find_model(name),dict(device_map='balanced') if device=='map' else {},pick_device(device)
     try:
         with quiet():
-            if getattr(AutoConfig.from_pretrained(**place), 'is_encoder_decoder', False): raise ValueError('it is an encoder-decoder, and this method needs a causal model')
+            config = AutoConfig.from_pretrained(**place)
+            if getattr(config, 'is_encoder_decoder', False): raise ValueError('it is an encoder-decoder, and this method needs a causal model')
+            if hasattr(config, 'rescale_every'): raise ValueError('it is an RWKV, which writes to its own weights while it answers, so they cannot be a member of a population')
             model,found = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), output_loading_info=True, ignore_mismatched_sizes=True, **({} if 'gguf_file' in place else dict(use_safetensors=True)), **spread)
             tokenizer = AutoTokenizer.from_pretrained(**place)
     except Exception as e: raise ValueError(f"cannot load model {name!r}: {explain(e)}") from e # A damaged file may end in any of them
@@ -166,9 +168,3 @@ def stored(
     "The tensors that `save_model` writes, under their names and in their shapes on the disk."
     from transformers.core_model_loading import revert_weight_conversion
     return revert_weight_conversion(model, in_memory(model, weights))
-
-def saved_weights(
-    folder, # From `save_model`
-)->dict: # float32 tensors by parameter name
-    "Read all of a saved model, or refuse a folder that lacks a tensor."
-    return dict(load_model(str(folder), 'float32', 'cpu')[0].named_parameters())

@@ -40,6 +40,9 @@ class Packed:
         return y[:n].view(*x.shape[:-1], -1)
 
     def __matmul__(self, x): return self.times(x.mT).mT
+    def __getattr__(self, name): # Whatever else a network wants to know of its weight, it asks an unpacked copy
+        if name in ('blocks', 'plain') or name.endswith('_'): raise AttributeError(f"a packed matrix has no {name}")
+        return getattr(self.blocks.to_dense(), name)
 
 # %% ../nbs/20a_packing.ipynb #ad508481
 class PackedLinear(nn.Module):
