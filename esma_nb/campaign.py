@@ -210,8 +210,8 @@ def save(self:Campaign, folder, rolling=False)->str: # sha256 of the weights; a 
 @patch
 def agree(self:Campaign)->str: # sha256 of the weights
     "Compare the fingerprints of all processes."
-    from esma_nb.evolution import fingerprint
-    told = self.team.gather([fingerprint(self.master.state())])
+    from esma_nb.journal import sha256_master
+    told = self.team.gather([sha256_master(self.master)])
     if len(set(told))>1: raise ValueError(f"the processes hold different weights ({' '.join(d[:8] for d in told)}): "
         "start the same command again to go on from the last good state")
     return told[0]

@@ -130,8 +130,9 @@ def save(self:Course, folder, optimizer=None)->str: # sha256 of the weights
     "Save a checkpoint, after making sure that all processes hold the same weights."
     from esma_nb.evolution import fingerprint
     from esma_nb.gradients import save_state
+    from esma_nb.models import stored
     self.flush()
-    told = self.team.gather([fingerprint(dict(self.model.named_parameters()))])
+    told = self.team.gather([fingerprint(stored(self.model))])
     if len(set(told))>1: raise ValueError(f"the processes hold different weights ({' '.join(d[:8] for d in told)}): "
         "start the same command again to go on from the last good state")
     if self.team.main: save_state(folder, self.model, self.tokenizer, self.done, optimizer)

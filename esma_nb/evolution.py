@@ -48,7 +48,7 @@ class Master:
         if not self.params: raise ValueError("no parameter takes part: `include` refused every one")
         self.weights = {n: p.detach().float().clone() for n,p in self.params.items()}
         self.rest = {n: p.detach().float().clone() for n,p in model.named_parameters() if n not in self.params}
-        self.noise,self.total,self.rule = noise,total,rule
+        self.model,self.noise,self.total,self.rule = model,noise,total,rule
 
 # %% ../nbs/41_evolution.ipynb #9c3d1c7d
 @patch
@@ -110,7 +110,7 @@ def fingerprint(
     for n in sorted(weights):
         w = weights[n]
         h.update(f'{n} {w.dtype} {tuple(w.shape)}'.encode())
-        h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy())
+        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
 
 @patch

@@ -17,9 +17,10 @@ from safetensors.torch import load_file,save_file
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from .models import quiet,write_model
+from .models import quiet,stored,write_model
 from .runs import check_seal,seal,whole
 from .evolution import fingerprint
+from .journal import read_checkpoint
 
 # %% ../nbs/43a_gradients.ipynb #9f001d73
 def counted(examples:list)->int: return sum(len(ids)-start for ids,start in examples) # Tokens in the loss
@@ -97,7 +98,7 @@ def save_state(
     optimizer=None, # Its running means go beside the weights; None saves a model that will not go on
 )->str: # sha256 of the weights
     "Save a checkpoint, sealed with the fingerprints of its files."
-    digest,names = fingerprint(dict(model.named_parameters())),{p: n for n,p in model.named_parameters()}
+    digest,names = fingerprint(stored(model)),{p: n for n,p in model.named_parameters()}
     with whole(folder) as draft, quiet():
         write_model(model, tokenizer, draft)
         if optimizer: write_means(draft/'optimizer.safetensors',
@@ -110,12 +111,13 @@ def write_means(path, tensors):
     except SafetensorError as e: raise OSError(str(e)) from e
 
 def load_state(folder, model, optimizer)->int: # Steps so far
-    "Put a checkpoint into the model and its optimiser, after reading every byte of it once."
+    "Put a checkpoint into the model and its optimiser, after reading all of it and before changing any of them."
     folder,iteration,params = Path(folder),check_seal(folder)['iteration'],dict(model.named_parameters())
+    found,means = read_checkpoint(folder),{tuple(k.split('/', 1)): t for k,t in load_file(folder/'optimizer.safetensors').items()}
+    odd = [n for n,p in params.items() if n not in found or found[n].shape!=p.shape]
+    odd += [f'{what}/{n}' for (what,n),t in means.items() if n not in params or t.ndim and t.shape!=params[n].shape]
+    if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are not there or have another shape, {odd[0]} for one")
     with torch.no_grad():
-        for path in folder.glob('model*.safetensors'):
-            for n,t in load_file(path).items(): params[n].copy_(t)
-    for key,t in load_file(folder/'optimizer.safetensors').items():
-        what,_,n = key.partition('/')
-        optimizer.state[params[n]][what] = t.to(params[n].device) if t.ndim else t
+        for n,p in params.items(): p.copy_(found[n])
+    for (what,n),t in means.items(): optimizer.state[params[n]][what] = t.to(params[n].device) if t.ndim else t
     return iteration

@@ -8,7 +8,7 @@ __all__ = ['lean_types', 'reads_lean', 'turned', 'attend', 'LeanReader', 'reader
 # %% ../nbs/20c_lean.ipynb #91308556
 import torch
 from fastcore.basics import patch
-from .reading import Reader,common_prefix,runs,shares_prefixes
+from .reading import Reader,UnpaddedReader,common_prefix,keeps_keys,runs,shares_prefixes
 
 # %% ../nbs/20c_lean.ipynb #d58a3422
 lean_types = 'LlamaForCausalLM','MistralForCausalLM','Qwen2ForCausalLM','Qwen3ForCausalLM'
@@ -163,6 +163,7 @@ def keep(self:LeanReader, rows): # Their indices, ascending
 def reader_of(
     model, # A causal language model
     tell=None, # Told whose rows are about to be read, as `runs` says it
-): # A `LeanReader` where it can run the model, else a `Reader`
+): # A `LeanReader` where it can run the model, a `Reader` where rows may be padded, else an `UnpaddedReader`
     "The fastest reader that knows this model."
-    return LeanReader(model, tell) if reads_lean(model) else Reader(model, tell=tell)
+    if reads_lean(model): return LeanReader(model, tell)
+    return Reader(model, tell=tell) if keeps_keys(model) else UnpaddedReader(model, tell)

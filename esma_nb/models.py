@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'pick_device', 'pick_dtype', 'cast',
-           'working_dtype', 'explain', 'quiet', 'forget_gguf', 'save_model', 'write_model']
+           'working_dtype', 'explain', 'quiet', 'forget_gguf', 'save_model', 'write_model', 'in_memory', 'stored']
 
 # %% ../nbs/20_models.ipynb #895e586d
 import json
@@ -53,11 +53,14 @@ def load_model(
     place,spread,device = find_model(name),dict(device_map='balanced') if device=='map' else {},pick_device(device)
     try:
         with quiet():
-            if getattr(AutoConfig.from_pretrained(**place), 'is_encoder_decoder', False): raise ValueError('it is an encoder-decoder, and this method needs a causal model')
-            model,found = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), output_loading_info=True, **({} if 'gguf_file' in place else dict(use_safetensors=True)), **spread)
+            config = AutoConfig.from_pretrained(**place)
+            if getattr(config, 'is_encoder_decoder', False): raise ValueError('it is an encoder-decoder, and this method needs a causal model')
+            if hasattr(config, 'rescale_every'): raise ValueError('it is an RWKV, which writes to its own weights while it answers, so they cannot be a member of a population')
+            model,found = AutoModelForCausalLM.from_pretrained(**place, dtype=pick_dtype(dtype, device), output_loading_info=True, ignore_mismatched_sizes=True, **({} if 'gguf_file' in place else dict(use_safetensors=True)), **spread)
             tokenizer = AutoTokenizer.from_pretrained(**place)
     except Exception as e: raise ValueError(f"cannot load model {name!r}: {explain(e)}") from e # A damaged file may end in any of them
     if lacks := sorted(found['missing_keys']): raise ValueError(f"cannot load model {name!r}: its files lack {len(lacks)} tensors, {lacks[0]} for one: fetch it again")
+    if odd := sorted(found['mismatched_keys']): raise ValueError(f"cannot load model {name!r}: {odd[0][0]} is {tuple(odd[0][1])} in its files and {tuple(odd[0][2])} in its config: fetch it again")
     if any(p.is_meta for p in model.parameters()): raise ValueError(f"{name} does not fit into the memory of this machine's accelerators, and members are written into weights that are there: use more devices, or --tensor_parallel")
     return (forget_gguf(model) if spread else forget_gguf(model).to(device)).eval().requires_grad_(False), tokenizer
 
@@ -125,11 +128,23 @@ def save_model(
     with whole(folder) as draft, quiet(): write_model(model, tokenizer, draft, weights)
 
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that somebody else keeps whole
-    mine = dict(model.named_parameters()) | dict(model.named_buffers())
-    state = {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
+    state = in_memory(model, weights)
     dtype = str(state[next(iter(weights or state))].dtype).removeprefix('torch.')
     try: model.save_pretrained(folder, state_dict=state) # May empty `state`
     except SafetensorError as e: raise OSError(str(e)) from e
     tokenizer.save_pretrained(folder)
     config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     write_json(Path(folder)/'config.json', config | dict(dtype=dtype))
+
+def in_memory(model, weights=None)->dict: # Every tensor of a model once, by its name in memory; `weights` stand for its own
+    mine = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
+
+# %% ../nbs/20_models.ipynb #94455907
+def stored(
+    model, # From `load_model`
+    weights:dict=None, # Tensors by parameter name that are saved instead of the model's own
+)->dict: # Tensors by the names that they have in a saved folder
+    "The tensors that `save_model` writes, under their names and in their shapes on the disk."
+    from transformers.core_model_loading import revert_weight_conversion
+    return revert_weight_conversion(model, in_memory(model, weights))

@@ -32,6 +32,18 @@ class Packed:
         self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype), 64)
         return self
 
+    def times(self, x, bias=None): # As `torch.nn.functional.linear`
+        rows = x.reshape(-1, x.shape[-1])
+        n = len(rows)
+        if more := rounded(n)-n: rows = torch.cat([rows, rows.new_zeros(more, rows.shape[1])])
+        y = torch.ops.mkldnn._linear_pointwise(rows, self.blocks, bias, 'none', [], '')
+        return y[:n].view(*x.shape[:-1], -1)
+
+    def __matmul__(self, x): return self.times(x.mT).mT
+    def __getattr__(self, name): # Whatever else a network wants to know of its weight, it asks an unpacked copy
+        if name in ('blocks', 'plain') or name.endswith('_'): raise AttributeError(f"a packed matrix has no {name}")
+        return getattr(self.blocks.to_dense(), name)
+
 # %% ../nbs/20a_packing.ipynb #ad508481
 class PackedLinear(nn.Module):
     "`nn.Linear` with a `Packed` weight."
@@ -42,12 +54,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.packed,self.bias = packed,bias
 
-    def forward(self, x):
-        rows = x.reshape(-1, x.shape[-1])
-        n = len(rows)
-        if more := rounded(n)-n: rows = torch.cat([rows, rows.new_zeros(more, rows.shape[1])])
-        y = torch.ops.mkldnn._linear_pointwise(rows, self.packed.blocks, self.bias, 'none', [], '')
-        return y[:n].view(*x.shape[:-1], -1)
+    @property
+    def weight(self)->Packed: return self.packed
+    def forward(self, x): return self.packed.times(x, self.bias)
 
 def rounded(n): # Up to a multiple of 4 that has only zeros after its first four binary digits
     step = max(4, 1 << max(0, n.bit_length()-4))
