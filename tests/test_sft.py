@@ -33,7 +33,7 @@ def demo():
 
 def test_a_run_has_what_a_run_has(whole):
     s = summary(whole)
-    assert s['iterations']==24 and set(s)=={'before', 'after', 'best', 'learned', 'iterations', 'seconds', 'model_sha256'}
+    assert s['iterations']==24 and set(s)=={'before', 'after', 'best', 'learned', 'iterations', 'seconds', 'warnings', 'model_sha256'}
     assert [m['iteration'] for m in lines(whole/'metrics.jsonl')]==[4, 8, 10, 12, 16, 20, 24]
     assert len(lines(whole/'records'/'before.jsonl'))==len(lines(whole/'records'/'iter000024.jsonl'))==20
     assert len(lines(whole/'learned'/'records'/'iter000024.jsonl'))==20
