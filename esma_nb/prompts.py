@@ -97,7 +97,7 @@ def direct_prompt(
 def meta_prompt(
     question:str, # The same question
     lang:str='en', # Which row of `languages`
-    max_new_tokens:int=16, # Room for a claim in a few words, or for the longest word that is asked for; the public code leaves 32 here too
+    max_new_tokens:int=12, # Room for a claim in a few words, or for the longest word that is asked for; the public code leaves 32 here too
 )->Prompt: # Wants a yes or a no, and the log-odds between them
     "Ask whether the model knows the answer to `question`."
     own = language(lang)
