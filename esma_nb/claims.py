@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass,replace
 from math import log
 from typing import Callable
-from .prompts import Prompt,Reply,contains_yes,direct_prompt,fill,idk_prompt,language,meta_prompt,reads_attempt,reads_yes
+from .prompts import Prompt,Reply,direct_prompt,fill,idk_prompt,language,meta_prompt
+from .claim_parsing import contains_no_pass,contains_yes,reads_attempt,reads_yes
 
 # %% ../nbs/06_claims.ipynb #70497574
 @dataclass
@@ -21,38 +22,44 @@ class Claim:
     extra:Callable # From a question to the `Prompt` for the claim; None where the answer itself tells
     read:Callable # From both replies to True, False, or None for unreadable
     evidence:Callable # From both replies to log-odds that it knows, or None
+    bound:Callable=lambda direct,extra: extra.log_odds_bound if extra else None # A bound on them, with the same sign: above 0 at least, below 0 at most
+    read_reversed:Callable=None # `read` where the wording asks whether the model is unsure; without it, `read` is negated
 
 # %% ../nbs/06_claims.ipynb #7ee0f24b
 def by_meta(
     lang:str='en', # Language of the prompts and of the words for yes and no
     max_new_tokens:int=32, # Longest direct reply
-    meta_tokens:int=4, # Longest meta reply; its first word is read
+    meta_tokens:int=12, # Longest meta reply
     chat:bool=True, # The direct prompt through the model's chat template?
     meta_chat:bool=True, # The meta prompt too? The public code leaves it raw
-    reads=reads_yes, # From a text and a language to the claim
+    reads=reads_yes, # From a text, a language and `turned` to the claim
 )->Claim:
     "Ask in a second, independent prompt whether the model knows (paper, section 2)."
     language(lang)
     def direct(question): return replace(direct_prompt(question, lang, max_new_tokens), chat=chat)
     def extra(question): return replace(meta_prompt(question, lang, meta_tokens), chat=chat and meta_chat)
-    return Claim(direct, extra, lambda direct,extra: reads(extra.text, lang), lambda direct,extra: extra.log_odds)
+    return Claim(direct, extra, lambda direct,extra: reads(extra.text, lang), lambda direct,extra: extra.log_odds,
+        read_reversed=lambda direct,extra: reads(extra.text, lang, turned=True))
 
 # %% ../nbs/06_claims.ipynb #f122fce6
 def by_logits(**how)->Claim: # Same arguments as `by_meta`
     "Believe the log-odds of yes against no, whatever the reply says (paper, threshold evaluation)."
-    return replace(by_meta(**how), read=lambda direct,extra: None if extra.log_odds is None else extra.log_odds>0)
+    def read(direct, extra): return None if (odds := extra.log_odds if extra.log_odds is not None else extra.log_odds_bound) is None else odds>0
+    return replace(by_meta(**how), read=read, read_reversed=None)
 
 # %% ../nbs/06_claims.ipynb #40e6946d
 def by_idk(
     lang:str='en', # Language of the prompt and of the way out
     max_new_tokens:int=32, # Longest reply
     chat:bool=True, # Through the model's chat template?
+    reads=reads_yes, # `contains_yes` looks for the phrase anywhere, as the public code does
     **_, # There is no meta prompt to be particular about
 )->Claim:
     "Offer one way out inside the direct prompt: whoever does not take it claims to know (paper, IDK baseline)."
     language(lang)
     def direct(question): return replace(idk_prompt(question, lang, max_new_tokens), chat=chat)
-    return Claim(direct, None, lambda direct,extra: reads_attempt(direct.text, lang), lambda direct,extra: None)
+    attempts = contains_no_pass if reads is contains_yes else reads_attempt
+    return Claim(direct, None, lambda direct,extra: attempts(direct.text, lang), lambda direct,extra: None)
 
 # %% ../nbs/06_claims.ipynb #766959c4
 scales = dict(
@@ -77,7 +84,7 @@ def by_grade(
     lang:str='en', # The scales are in English
     max_new_tokens:int=32, # Longest direct reply
     chat:bool=True, # Through the model's chat template?
-    meta_tokens:int=4, # Longest reply to the scale
+    meta_tokens:int=12, # Longest reply to the scale
     **_, # What only concerns yes and no
 )->Claim:
     "Ask for a grade: at least half sure is a yes, and the grade is the evidence."
@@ -110,7 +117,8 @@ def reworded(
     def extra(question): return replace(claim.extra(question), text=fill(wordings[wording], question))
     if wording!='reversed': return replace(claim, extra=extra)
     def turned(f, turn): return lambda direct,extra: None if (x := f(direct, extra)) is None else turn(x)
-    return replace(claim, extra=extra, read=turned(claim.read, lambda yes: not yes), evidence=turned(claim.evidence, lambda x: -x))
+    read = claim.read_reversed or turned(claim.read, lambda yes: not yes)
+    return replace(claim, extra=extra, read=read, evidence=turned(claim.evidence, lambda x: -x), bound=turned(claim.bound, lambda x: -x))
 
 # %% ../nbs/06_claims.ipynb #90b74305
 claims = dict(meta=by_meta, logits=by_logits, idk=by_idk,

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Callable
 import numpy as np
-from .prompts import contains_yes,reads_yes
+from .claim_parsing import contains_yes,reads_yes
 from .matching import matchers
 from .metrics import MetaScores
 from .commands import command
@@ -61,7 +61,7 @@ def record(
     odds = None if failed else claim.evidence(direct, extra)
     return Record(**{k: row[k] for k in ('question_id', 'question', 'answers')}, direct_output=direct.text, meta_output=extra.text if extra else None,
         correct=None if failed else match(direct.text, row['answers']), yes=yes, unparsed=not failed and yes is None, failed=failed,
-        log_odds=odds, log_odds_bound=None if failed or not extra or odds is not None else extra.log_odds_bound,
+        log_odds=odds, log_odds_bound=None if failed or odds is not None else claim.bound(direct, extra),
         p_yes=None if odds is None else float(1/(1+np.exp(-odds))),
         direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None, direct_finish_reason=direct.finish_reason,
         prompt_truncated=direct.prompt_truncated or bool(extra and extra.prompt_truncated),
@@ -170,9 +170,9 @@ def failures(
 
 # %% ../nbs/30_evaluation.ipynb #f89e1c45
 presets = dict(
-    default=dict(matcher='words', decoding='greedy', meta_chat=True, meta_tokens=4, reading='first word', clean=True),
+    default=dict(matcher='words', decoding='greedy', meta_chat=True, meta_tokens=12, reading='stated claim', clean=True),
     paper=dict(matcher='substring', decoding='own', meta_chat=False, meta_tokens=32, reading='yes anywhere', clean=False))
-readings = {'first word': reads_yes, 'yes anywhere': contains_yes}
+readings = {'stated claim': reads_yes, 'yes anywhere': contains_yes}
 decodings = dict(greedy='the likeliest token', own='sampled as the model says')
 
 def pick(table:dict, name:str, what:str): # One entry, or an error that lists them
