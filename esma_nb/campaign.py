@@ -66,19 +66,15 @@ def no_longer_better(measured:dict, by:str, patience:int)->bool: # 0: never
 def master_of(
     model, # In float32, as it was loaded
     args:dict, # `perturbation`, `rank`, `optimizer`, `momentum` and `weight_decay`
-    shards=None, # Where a group of processes holds the model: a `Shards`
 ): # A `Master`
     "The master of a run with these arguments."
     from esma_nb.evolution import Master
     from esma_nb.lowrank import lowrank_direction,lowrank_total
-    from esma_nb.noise import direction
     from esma_nb.optimisers import rule_named
-    from esma_nb.shards import in_parts_of
     low = dict(noise=partial(lowrank_direction, rank=args['rank']), total=partial(lowrank_total, rank=args['rank']))
     master = Master(model, **(low if args['perturbation']=='lowrank' else {}))
     most = max(min(w.shape) for w in master.weights.values())
     if args['perturbation']=='lowrank' and args['rank']>most: raise ValueError(f"rank is {args['rank']}: no matrix of this model has more than {most}")
-    if shards: in_parts_of(master, shards, low['noise'] if args['perturbation']=='lowrank' else direction)
     master.rule = rule_named(args['optimizer'], args['momentum'], args['weight_decay'], master.weights)
     return master
 
@@ -111,7 +107,6 @@ class Campaign:
     team:object # A `Team`
     log:Callable=print # Called with each line for the user
     read:Callable=None # From a model to what reads for it; default: `reader_of`
-    group:object=None # The processes that hold the model between them, where one alone does not: a `Group`, which is the team too
 
     def __post_init__(self):
         from esma_nb.generation import local_ask
@@ -119,24 +114,21 @@ class Campaign:
         from esma_nb.lowrank import Crew,ask_together
         from esma_nb.models import cast,pick_dtype,working_dtype
         from esma_nb.population import Share
-        from esma_nb.shards import Shards
-        a,shards = self.args,Shards(self.model, self.group.talk) if self.group else None
-        made = choices(a['preset'])
+        a,made = self.args,choices(self.args['preset'])
         self.claim = claim_of(made, **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
         self.match,self.reward,self.choose = matchers[made['matcher']],reward_named(a['reward_type']),chooser(made, self.model, a['seed'])
-        self.master = master_of(self.model, a, shards)
+        self.master = master_of(self.model, a)
         self.share = Share(self.master.weights, self.team) if a['update']=='sharded' else None
         dtype = working_dtype(a['dtype'], self.model.device)
         cast(self.model, pick_dtype(dtype, self.model.device))
         asking = self.tokenizer,2*a['batch_size'],a['max_input_length']
         think = dict(enable_thinking=a['enable_thinking'], max_reasoning_tokens=a['max_reasoning_tokens'])
-        if shards: self.places = [self.hold_together(shards, asking)]
-        else: self.places = [(m, local_ask(net, *asking, self.choose, self.read or reader_of, **think, warn=self.log)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
-        if not shards: self.master.write()
+        self.places = [(m, local_ask(net, *asking, self.choose, self.read or reader_of, **think, warn=self.log)) for m,net in copies(self.model, self.master, a['abreast'] if a['perturbation']=='full' else 1)]
+        self.master.write()
         self.master,self.ask = self.places[0]
-        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking, self.choose, **think) if a['perturbation']=='lowrank' and not shards else None
+        self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking, self.choose, **think) if a['perturbation']=='lowrank' else None
         self.journal,self.measured,self.stop,self.shown = [],{},[],None
-        self.log(f"members compute in {dtype}, {'a group of '+str(self.group.hold)+' processes' if shards else type(reader_of(self.model)).__name__} reads for them, {len(self.places)} at a time")
+        self.log(f"members compute in {dtype}, {type(reader_of(self.model)).__name__} reads for them, {len(self.places)} at a time")
 
     @property
     def done(self)->int: return len(self.journal) # Iterations so far
@@ -144,29 +136,6 @@ class Campaign:
     @property
     def abreast(self)->int: # Members who answer at the same time, no two of them mirror images, who share their noise
         return max(1, min(len(self.places), self.args['population_size']//(1+self.args['mirrored'])//self.team.size))
-
-# %% ../nbs/41d_campaign.ipynb #e15a9aeb
-@patch
-def hold_together(self:Campaign, shards, asking)->tuple: # A master and an `ask`, as in `places`
-    "Hold the model together with the other processes of the group."
-    from esma_nb.generation import local_ask
-    from esma_nb.journal import load_weights
-    from esma_nb.noise import remember
-    from esma_nb.shards import acts_of,agreed,firm,leading
-    m,room = self.master,self.args['noise_memory']*1e9
-    m.params,m.rest = shards.here(m.params),shards.here(m.rest)
-    if room>=sum(w.nbytes for w in m.weights.values()): m.noise = remember(m.noise, room)
-    m.write()
-    ask = local_ask(self.model, *asking, agreed(self.group, self.choose), self.read or firm())
-    self.acts = acts_of(m, shards, ask, load_weights)
-    self.told = {n: self.group.told(n, act) for n,act in self.acts.items()}
-    return leading(m, self.told),self.told['ask']
-
-@patch
-def follow(self:Campaign):
-    "Do what the first process of the group says; a first Ctrl-C or SIGTERM is for it to hear."
-    from esma_nb.journal import patient_interrupt
-    with patient_interrupt(): self.group.follow(self.acts)
 
 # %% ../nbs/41d_campaign.ipynb #ee2f3cbd
 @patch
@@ -202,7 +171,6 @@ def save(self:Campaign, folder, rolling=False)->str: # sha256 of the weights; a 
     digest = self.agree()
     state = self.master.rule.state if self.master.rule and rolling else {}
     if self.share: state = self.share.collect(state)
-    if self.group: state = {k: self.told['memory'](k) for k in sorted(state)}
     if self.team.main: save_checkpoint(folder, self.model, self.tokenizer, self.master, self.done, state)
     self.team.wait()
     return digest
@@ -276,7 +244,7 @@ def open_books(self:Campaign):
         if self.done: self.log(f"going on after iteration {self.done}")
     earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl')}
     self.measured |= {t: scores(load_records(p)) for t,p in earlier.items() if t<=self.done}
-    resume(self.master, self.out/'checkpoints', self.journal, self.log, *([lambda _, folder: self.told['load'](folder)] if self.group else []))
+    resume(self.master, self.out/'checkpoints', self.journal, self.log)
 
 @patch
 def summary(self:Campaign, digest:str)->dict: # What is written

@@ -67,15 +67,14 @@ def read_checkpoint(
 def load_weights(
     master, # Its weights and its working copy are overwritten, and what its rule remembers
     folder:Path, # Of a checkpoint
-    cut=lambda name, whole: whole, # From a whole tensor to what the master holds of it
 ):
     "Put a checkpoint's weights into the master, once all of them were found."
     memory = folder/'optimizer.safetensors'
     state = load_file(memory) if master.rule and memory.exists() else {}
     whole,ours = read_checkpoint(folder),master.weights
-    found = {n: cut(n, whole[n]) for n in ours if n in whole}
+    found = {n: whole[n] for n in ours if n in whole}
     names = {k: k.partition('/')[2] for k in state}
-    remembered = {k: cut(n, state[k]).flatten() for k,n in names.items() if n in ours}
+    remembered = {k: state[k].flatten() for k,n in names.items() if n in ours}
     odd = [n for n,w in ours.items() if n not in found or found[n].shape!=w.shape]
     odd += [k for k,n in names.items() if k not in remembered or remembered[k].numel()!=ours[n].numel()]
     if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are not there or have another shape, {odd[0]} for one")
@@ -108,7 +107,6 @@ def resume(
     checkpoints:Path, # Folder of folders, perhaps not there
     journal:list, # Its lines
     log, # Told of each checkpoint that cannot be used
-    load=load_weights, # From a master and a folder
 ):
     "Start from the newest good checkpoint, or from the base model, and replay the rest of the journal."
     start = 0
@@ -116,7 +114,7 @@ def resume(
         try:
             facts = check_seal(folder)
             if facts['iteration']>len(journal): continue
-            load(master, folder)
+            load_weights(master, folder)
             start = facts['iteration']
             break
         except (ValueError, SafetensorError) as e: log(f"{e}: going back to an earlier state")

@@ -61,7 +61,7 @@ def load_model(
     except Exception as e: raise ValueError(f"cannot load model {name!r}: {explain(e)}") from e # A damaged file may end in any of them
     if lacks := sorted(found['missing_keys']): raise ValueError(f"cannot load model {name!r}: its files lack {len(lacks)} tensors, {lacks[0]} for one: fetch it again")
     if odd := sorted(found['mismatched_keys']): raise ValueError(f"cannot load model {name!r}: {odd[0][0]} is {tuple(odd[0][1])} in its files and {tuple(odd[0][2])} in its config: fetch it again")
-    if any(p.is_meta for p in model.parameters()): raise ValueError(f"{name} does not fit into the memory of this machine's accelerators, and members are written into weights that are there: use more devices, or --tensor_parallel")
+    if any(p.is_meta for p in model.parameters()): raise ValueError(f"{name} does not fit into the memory of this machine's accelerators, and members are written into weights that are there: use more devices")
     return (forget_gguf(model) if spread else forget_gguf(model).to(device)).eval().requires_grad_(False), tokenizer
 
 # %% ../nbs/20_models.ipynb #62109703
