@@ -94,7 +94,8 @@ def find_set(dataset:str)->QuestionSet: # An entry of the table; for a file of y
     if dataset in question_sets: return question_sets[dataset]
     if not is_readable(dataset):
         what = 'cannot read' if Path(dataset).exists() else 'there is no dataset'
-        raise ValueError(f"{what} {dataset!r}: pick one of {', '.join(question_sets)}, or name a file that ends in {' '.join(readers)}")
+        raise ValueError(f"{what} {dataset!r}: pick one of {', '.join(question_sets)}, "
+            f"or name a file that ends in {' '.join(readers)}")
     names = set(split_column(read_rows(dataset)))
     splits = dict(validation='train') if names=={'validation'} else {n: n for n in sorted(names)}
     return replace(question_sets['demo'], name=str(dataset), home=str(dataset), splits=splits)
@@ -183,10 +184,15 @@ def load_rows(
     if num_samples is not None: rows = sample_rows(rows, num_samples, seed, first=not clean)
     return rows, dict(counts, drawn=len(rows))
 
-def with_columns(qset:QuestionSet, question_column:str=None, answers_column:str=None)->QuestionSet: # The same, where neither is given
+def with_columns(
+    qset:QuestionSet,
+    question_column:str=None, # As for `load_rows`
+    answers_column:str=None, # As for `load_rows`
+)->QuestionSet: # The same, where neither is given
     "Read a file of your own by these columns."
     if not (question_column or answers_column): return qset
-    if qset.read is not own_row: raise ValueError(f"{qset.name} has columns of its own: leave question_column and answers_column out")
+    if qset.read is not own_row:
+        raise ValueError(f"{qset.name} has columns of its own: leave question_column and answers_column out")
     return replace(qset, read=partial(own_row, question_column=question_column, answers_column=answers_column))
 
 def _read(qset, where, row, lang):

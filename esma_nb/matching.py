@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['cardinals', 'ordinals', 'tens', 'scales', 'months', 'spoken', 'dated', 'ones', 'han', 'hangul', 'hiragana',
            'katakana', 'southeast', 'indic', 'letter', 'token', 'spaceless', 'glued', 'article', 'date', 'little',
-           'before_numbers', 'list_number', 'ending', 'particle', 'name', 'name_part', 'denial', 'negative', 'several',
-           'counted', 'single', 'matchers', 'by_substring', 'join_numbers', 'canonical', 'content_words', 'readings',
-           'alternatives', 'line_key', 'wanted', 'heard', 'may_end', 'stands', 'names', 'initialled', 'denies', 'meant',
-           'occurs', 'counts_matter', 'by_words', 'squad_words', 'by_exact', 'f1', 'first_line', 'multiline_share']
+           'before_numbers', 'list_number', 'ending', 'particle', 'long_name', 'name_part', 'denial', 'negative',
+           'several', 'counted', 'single', 'matchers', 'by_substring', 'join_numbers', 'canonical', 'content_words',
+           'readings', 'alternatives', 'line_key', 'wanted', 'heard', 'may_end', 'stands', 'names', 'initialled',
+           'denies', 'meant', 'occurs', 'counts_matter', 'by_words', 'squad_words', 'by_exact', 'f1', 'first_line',
+           'multiline_share']
 
 # %% ../nbs/01_matching.ipynb #9f816347
 import re
@@ -180,13 +181,13 @@ def stands(
     return False
 
 # %% ../nbs/01_matching.ipynb #e6c1bc0c
-name = re.compile(r"(?:[A-Z]\.\s?|[A-Z][\w'’-]+\s+){2,}([A-Z][\w'’-]+)")
+long_name = re.compile(r"(?:[A-Z]\.\s?|[A-Z][\w'’-]+\s+){2,}([A-Z][\w'’-]+)")
 name_part = re.compile(r"([A-Z])(?:\.|([\w'’-]+))")
 
 @lru_cache(8192)
 def names(answers:tuple)->tuple: # Pairs: the last name, and the whole
     "The answers that look like a name of three or more parts."
-    return tuple((m[1], m[0]) for a in answers if (m := name.fullmatch(a.strip())))
+    return tuple((m[1], m[0]) for a in answers if (m := long_name.fullmatch(a.strip())))
 
 @lru_cache(8192)
 def initialled(
@@ -199,13 +200,15 @@ def initialled(
 
 # %% ../nbs/01_matching.ipynb #1c706919
 denial = re.compile(r"""(?ix)
-    (?: \b(?:do|did|does)(?:\snot|n['’]?t)\s(?:think|believe|mean)\s(?:that\s)?(?:(?:it|this|he|she|they|the\sanswer)(?:\s(?:is|was))?)?
-    | \b(?:not|never|neither|nor|cannot|(?:is|was|are|were|ai|do|does|did|ca|wo|could|would|has|have|had)n['’]?t)\b
+    (?: \b(?:do|did|does)(?:\snot|n['’]?t)\s(?:think|believe|mean)\s(?:that\s)?
+        (?:(?:it|this|he|she|they|the\sanswer)(?:\s(?:is|was))?)?
+    | \b(?:not|never|neither|nor|cannot
+        |(?:is|was|are|were|ai|do|does|did|ca|wo|could|would|has|have|had)n['’]?t)\b
     | \bno\s(?:es|era|fue|son|eran|fueron|est[aá])\b )
     (?!\s(?:only|just|merely|simply|solely|sure|certain|far|unlike|solo|sólo)\b)
     .*? (?= [;:!?()—–\n] | ,(?!\d) | (?<=[^\W\d_]{2})\.(?=\W|$) | (?<=\d)\.(?=\s|$) | \s-\s | $
-        | \b(?:but|it|its|he|she|they|we|i|you|is|was|are|were|until|till|before|after|than|because|rather|instead|though|although|while
-            |whereas|yet|however|except|so|sino|pero|es|fue)\b)
+        | \b(?:but|it|its|he|she|they|we|i|you|is|was|are|were|until|till|before|after|than|because|rather|instead
+            |though|although|while|whereas|yet|however|except|so|sino|pero|es|fue)\b)
     | (?<!是)(?:不是|并非|並非|而非|不在).*?(?=而是|[，。；,.;\n]|$)
     | (?<![\w·])[\w·]{1,30}[은는이가]?\s?아(?:니[다라고며었에예]|닙|닌)\w*""")
 negative = ('not', "n't", 'n’t', 'nt ', 'nor', 'neither', 'never', 'no ', '不', '非', '아니', '아닙', '아닌')
@@ -215,8 +218,10 @@ def denies(text:str)->bool: # One of `negative` stands in what `denial` finds, a
     small = text.lower()
     return any(w in small for w in negative) and bool(denial.search(text))
 
-several = '|'.join([*cardinals[:1], *cardinals[2:], *tens, *(f'{s}s?' for s in scales), 'several', 'few', 'many', 'half', 'dozens?'])
-counted = re.compile(rf'(?i)(?<!\bin )(?<![\w.,])(?!1\b(?![.,]\d))(?:\d+(?:[.,]\d+)*|(?:{several})(?:[\s-](?:and|a|one|{several})\b)*)'
+several = '|'.join([*cardinals[:1], *cardinals[2:], *tens, *(f'{s}s?' for s in scales),
+    'several', 'few', 'many', 'half', 'dozens?'])
+counted = re.compile(rf'(?i)(?<!\bin )(?<![\w.,])(?!1\b(?![.,]\d))'
+    rf'(?:\d+(?:[.,]\d+)*|(?:{several})(?:[\s-](?:and|a|one|{several})\b)*)'
     r'[\s-]?(?:of\s)?[^\W\d_]+')
 single = re.compile(r'(?i)an?\s+\w')
 

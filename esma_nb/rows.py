@@ -15,13 +15,15 @@ from unicodedata import normalize
 from .files import spelled
 
 # %% ../nbs/09_rows.ipynb #35b00e9e
-regex_signs = re.compile(r'\([^()]*\|[^()]*\)|\\[sdwSDW](?:[?*+{]|(?![A-Za-z]))|\.[*+]|\[[a-z0]-[a-z9]\]|\(\?[:=!]|\w\([^()|]{1,4}\)\?\w?')
+regex_signs = re.compile(r'\([^()]*\|[^()]*\)|\\[sdwSDW](?:[?*+{]|(?![A-Za-z]))|\.[*+]'
+    r'|\[[a-z0]-[a-z9]\]|\(\?[:=!]|\w\([^()|]{1,4}\)\?\w?')
 
 def answer_list(value)->list: # Every answer that counts
-    "A list as it is; a string as a list in JSON or Python, as answers between `|`, as what stands after `####`, or as one answer."
+    "A list as it is; a string as a list in JSON or Python, as answers between `|`, or as what stands after `####`."
     if isinstance(value, str): value = _from_text(value)
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    if any(isinstance(v, (dict, list, tuple)) for v in values): raise ValueError(f"answers are texts or numbers, not {values}")
+    if any(isinstance(v, (dict, list, tuple)) for v in values):
+        raise ValueError(f"answers are texts or numbers, not {values}")
     values = [v.rsplit('####', 1)[1].strip() if isinstance(v, str) and '####' in v else v for v in values]
     for v in values: _no_regex(v)
     return [v for v in values if v is not None and v==v]
@@ -48,7 +50,8 @@ def choices_of(row:dict)->dict: # Text of each choice by its label, in capitals;
     "The choices of a row: a list, texts with labels (ARC), or a column for each (`A`, `B`, `option1`)."
     given = next((v for k,v in row.items() if spelled(k) in ('choices', 'options') and v), None)
     if isinstance(given, str): given = answer_list(given)
-    if isinstance(given, list) and given and isinstance(given[0], dict): given = {k: [c.get(k) for c in given] for k in ('label', 'text')}
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        given = {k: [c.get(k) for c in given] for k in ('label', 'text')}
     if isinstance(given, dict) and {'label', 'text'} <= given.keys(): given = dict(zip(given['label'], given['text']))
     if isinstance(given, dict): return {str(k).strip().upper(): str(v) for k,v in given.items()}
     if isinstance(given, list): return {chr(65+i): str(v) for i,v in enumerate(given)}
@@ -68,8 +71,9 @@ def chosen(
         meant |= {choices[label] for label in [said.strip('().').upper()] if label in choices}
         meant |= {text for text in texts if text.strip()==said}
     if len(meant)!=1:
-        raise ValueError(f"the answer {answer!r} {'may mean ' + ' or '.join(sorted(meant)) if meant else 'is none'} of the choices "
-            f"{', '.join(f'{k} {v[:30]}' for k,v in choices.items())}: write the right one's text as the answer")
+        what = 'may mean ' + ' or '.join(sorted(meant)) if meant else 'is none'
+        there = ', '.join(f'{k} {v[:30]}' for k,v in choices.items())
+        raise ValueError(f"the answer {answer!r} {what} of the choices {there}: write the text of the right one")
     return meant.pop()
 
 # %% ../nbs/09_rows.ipynb #255d9c57
@@ -84,7 +88,8 @@ def column(row:dict, names:tuple, given:str=None)->str: # Its name in the row, o
 def lacks(row:dict, what:str, given:str=None): # The error for a column that is missing
     there = ', '.join(k if len(k)<=40 else k[:37] + '...' for k in map(str, row))
     given = f" in a column {given!r}" if given else ''
-    return ValueError(f"there {'are' if what=='answers' else 'is'} no {what}{given}: the columns are {there}; rename the right one to {what}")
+    verb = 'are' if what=='answers' else 'is'
+    return ValueError(f"there {verb} no {what}{given}: the columns are {there}; rename the right one to {what}")
 
 def own_row(
     row:dict, # With a question and its answers, and perhaps with `question_id`
@@ -99,12 +104,14 @@ def own_row(
     question = row[asked] if row[asked]==row[asked] else None
     return row.get('question_id'), question, own_answers(row, answers_column)
 
+def _has_semicolons(value): return isinstance(value, str) and value.strip()[:1]!='[' and ';' in value
+
 def own_answers(row:dict, answers_column:str=None)->list: # As for `own_row`
     "The answers that a row of your own file accepts."
     said = column(row, answer_names, answers_column)
     if said is None and not answers_column:
         found = [row[k] for name in several_names if (k := column(row, (name,)))]
-        if found: return [a for v in found for a in ([s.strip() for s in v.split(';')] if isinstance(v, str) and v.strip()[:1]!='[' else answer_list(v))]
+        if found: return [a for v in found for a in answer_list(re.split(r'\s*;\s*', v) if _has_semicolons(v) else v)]
     if said is None: raise lacks(row, 'answers', answers_column)
     answers,choices = answer_list(row[said]),choices_of(row)
     return [chosen(a, choices) for a in answers if str(a).strip()] if choices else answers

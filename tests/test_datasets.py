@@ -20,7 +20,7 @@ layouts = {
     'MMLU as a table': ('q.csv', f'question,choices,answer\n{lake},"[\'Erie\', \'Baikal\']",1', [['Baikal']]),
     'MMLU as a table of NumPy': ('q.csv', f'question,choices,answer\n{lake},"[\'Erie\' \'Baikal\']",1', 'row 1: answers .* in Python, with commas'),
     'MMLU, two readings': ('q.csv', f'question,choices,answer\nHow many?,"[\'0\', \'2\', \'4\']",2', "the answer '2' may mean 2 or 4 of the choices"),
-    'MMLU, index too large': ('q.jsonl', rows_of(dict(question=lake, choices=['Erie', 'Baikal'], answer=2)), 'the answer 2 is none of the choices A Erie, B Baikal: write'),
+    'MMLU, index too large': ('q.jsonl', rows_of(dict(question=lake, choices=['Erie', 'Baikal'], answer=2)), 'the answer 2 is none of the choices A Erie, B Baikal: write the text of the right one$'),
     'MMLU-Pro': ('q.jsonl', rows_of(dict(question=lake, options=['Erie', 'Baikal'], answer='B', answer_index=1)), [['Baikal']]),
     'MMMLU': ('q.csv', f'Question,A,B,C,D,Answer\n{lake},Erie,Baikal,Aral,Chad,B', [['Baikal']]),
     'MedQA': ('q.jsonl', rows_of(dict(question=lake, options=dict(A='Erie', B='Baikal'), answer='Baikal', answer_idx='B')), [['Baikal']]),
