@@ -1,5 +1,5 @@
 # The gradient baselines on the embedded model; what they wrote, but for the models, is in runs/sft_demo, runs/sft_meta_demo and runs/rtuning_demo.
-# Two cores, no accelerator: each folder's args.json has versions, machine and commit. nbs/43c_sft.ipynb makes the table.
+# Two cores, no accelerator: each folder's args.json has versions, machine and commit. nbs/sft/03_train.ipynb makes the table.
 esma_nb_sft
 esma_nb_sft_meta
 esma_nb_sft_meta --answers --num_epochs 10 --output_dir out/demo-rtuning

@@ -26,16 +26,16 @@ class Moment:
     def __init__(self, target, when, about='', visits=N, main=False): self.__dict__.update(locals())
 
 moments = dict(
-    asking=Moment('esma_nb.population:visit_all', 'in'), # A population is being asked
-    measuring=Moment('esma_nb.evaluation:evaluate_into', 'in', visits=N+1), # Held-out questions
-    update=Moment('esma_nb.evolution:Master.step', 'in'), # The master is being moved
-    stepped=Moment('esma_nb.evolution:Master.step', 'after'), # It was, and nobody has written it down
-    metrics=Moment('esma_nb.runs:append_lines', 'after', r'metrics\.jsonl', main=True), # Metrics' line there, journal's not
-    torn=Moment('esma_nb.runs:append_lines', 'torn', r'journal\.jsonl', main=True), # Half of a journal's line
-    journal=Moment('esma_nb.runs:append_lines', 'after', r'journal\.jsonl', main=True), # The line is there, the checkpoint is not
-    weights=Moment('esma_nb.models:write_model', 'in', main=True), # Weights of a checkpoint are being written
-    unsealed=Moment('esma_nb.models:write_model', 'after', main=True), # They were; no manifest
-    sealed=Moment('esma_nb.runs:seal', 'after', main=True), # Finished, not renamed
+    asking=Moment('esma_nb.evolution.population:visit_all', 'in'), # A population is being asked
+    measuring=Moment('esma_nb.evaluation.evaluate:evaluate_into', 'in', visits=N+1), # Held-out questions
+    update=Moment('esma_nb.evolution.es:Master.step', 'in'), # The master is being moved
+    stepped=Moment('esma_nb.evolution.es:Master.step', 'after'), # It was, and nobody has written it down
+    metrics=Moment('esma_nb.core.runs:append_lines', 'after', r'metrics\.jsonl', main=True), # Metrics' line there, journal's not
+    torn=Moment('esma_nb.core.runs:append_lines', 'torn', r'journal\.jsonl', main=True), # Half of a journal's line
+    journal=Moment('esma_nb.core.runs:append_lines', 'after', r'journal\.jsonl', main=True), # The line is there, the checkpoint is not
+    weights=Moment('esma_nb.engines.models:write_model', 'in', main=True), # Weights of a checkpoint are being written
+    unsealed=Moment('esma_nb.engines.models:write_model', 'after', main=True), # They were; no manifest
+    sealed=Moment('esma_nb.core.runs:seal', 'after', main=True), # Finished, not renamed
     renamed=Moment('os:replace', 'after', r'iter\d+|model', main=True), # There, and the older ones not yet pruned
     pruning=Moment('shutil:rmtree', 'half', r'iter\d+', N-3, main=True), # An old checkpoint is half gone
     books=Moment('os:replace', 'before', r'metrics\.jsonl', 1, main=True), # A resume puts the metrics in order
@@ -82,7 +82,7 @@ def aim(name, n, who, delay):
 def victim(order):
     mine = order['rank'] in (None, int(os.environ.get('RANK', 0)))
     if mine and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')=='0': aim(*(order[k] for k in ('name', 'n', 'who', 'delay')))
-    runpy.run_module('esma_nb.training', run_name='__main__', alter_sys=True)
+    runpy.run_module('esma_nb.evolution.train', run_name='__main__', alter_sys=True)
 
 # ---- Starting and ending runs
 
@@ -94,7 +94,7 @@ class Run:
         self.said = Path(f'{out}.{time.time_ns()}.log')
         env = {k: v for k,v in os.environ.items() if k!='AIM'} | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', KILLS=self.mark)
         if order: env['AIM'] = json.dumps(order)
-        program = [__file__] if order else ['-m', 'esma_nb.training']
+        program = [__file__] if order else ['-m', 'esma_nb.evolution.train']
         launcher = [BIN/'torchrun', '--nproc_per_node', '2', '--max-restarts', str(restarts)] if processes>1 else [sys.executable]
         with self.said.open('w') as f:
             self.p = subprocess.Popen([*launcher, *program, *TINY, '--output_dir', out], stdout=f, stderr=f, env=env, start_new_session=True)

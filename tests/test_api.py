@@ -5,8 +5,8 @@ from hashlib import blake2b
 from pathlib import Path
 import pytest
 from servers import KEY,Server,claims_to,knows
-from esma_nb.api import Remote
-from esma_nb.prompts import direct_prompt,meta_prompt
+from esma_nb.api.client import Remote
+from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 ENV = dict(os.environ, MY_KEY=KEY, TQDM_DISABLE='1', NO_PROXY='127.0.0.1', no_proxy='127.0.0.1', OPENAI_LOG='debug')
 N = 40
@@ -36,7 +36,7 @@ def questions(tmp_path):
     return path
 
 def command(server, questions, *more):
-    return [str(w) for w in (sys.executable, '-m', 'esma_nb.remote', '--model', 'unkind', '--base_url', server.url, '--key-env', 'MY_KEY',
+    return [str(w) for w in (sys.executable, '-m', 'esma_nb.evaluation.api_jobs', '--model', 'unkind', '--base_url', server.url, '--key-env', 'MY_KEY',
         '--dataset', questions, '--timeout', '2', '--output_dir', questions.parent/'run', *more)]
 
 def run(*words): return subprocess.run(words, capture_output=True, text=True, env=ENV, timeout=600)

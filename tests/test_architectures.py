@@ -8,17 +8,17 @@ import torch
 from transformers import AutoModelForCausalLM,AutoModelForSeq2SeqLM,AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from esma_nb import surgery
-from esma_nb.evolution import fingerprint
-from esma_nb.generation import generate,local_ask
-from esma_nb.lean import reader_of
-from esma_nb.models import encode,find_model,load_model,quiet,save_model,stored
-from esma_nb.packing import pack
-from esma_nb.prompts import direct_prompt,meta_prompt
-from esma_nb.replaying import at_iteration
-from esma_nb.rewards import rewards
-from esma_nb.sft import sft
-from esma_nb.training import train
-from esma_nb.weights import open_weights,sha256_weights
+from esma_nb.evolution.es import fingerprint
+from esma_nb.engines.hf import generate,local_ask
+from esma_nb.engines.llama import reader_of
+from esma_nb.engines.models import encode,find_model,load_model,quiet,save_model,stored
+from esma_nb.engines.prepack import pack
+from esma_nb.prompts.templates import direct_prompt,meta_prompt
+from esma_nb.patching.replay import at_iteration
+from esma_nb.rewards.rewards import rewards
+from esma_nb.sft.train import sft
+from esma_nb.evolution.train import train
+from esma_nb.patching.tensors import open_weights,sha256_weights
 
 tokenizer = AutoTokenizer.from_pretrained(**find_model('demo'))
 SIZE = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256,

@@ -5,14 +5,14 @@ from copy import deepcopy
 from pathlib import Path
 import pytest,torch
 from safetensors.torch import load_file,save_file
-from esma_nb.evaluation import eval_model
-from esma_nb.evolution import Master,fingerprint
-from esma_nb.journal import resume,save_checkpoint
-from esma_nb.models import cast,load_model
-from esma_nb.optimisers import Adam
-from esma_nb.replaying import replay_run
-from esma_nb.runs import append_lines,held,read_lines,seal
-from esma_nb.training import train
+from esma_nb.evaluation.evaluate import eval_model
+from esma_nb.evolution.es import Master,fingerprint
+from esma_nb.evolution.checkpoint import resume,save_checkpoint
+from esma_nb.engines.models import cast,load_model
+from esma_nb.evolution.optimizers import Adam
+from esma_nb.patching.replay import replay_run
+from esma_nb.core.runs import append_lines,held,read_lines,seal
+from esma_nb.evolution.train import train
 from kills import Run,iterations
 
 TINY = dict(sigma=.04, population_size=4, num_data_per_iteration=8, num_val_samples=10, num_iterations=4, model_save_interval=1, device='cpu', seed=5)
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_at_any_moment(whole, tmp_path, monkeypatch):
 
 def test_a_disk_that_is_really_full(tmp_path):
     "A tmpfs of 5 MB in a namespace of its own, which is then made larger; some machines do not allow it."
-    train = f"{sys.executable} -m esma_nb.training --output_dir {tmp_path}/disk/run --num_iterations 2 --num_data_per_iteration 8 --population_size 4 --num_val_samples 10 --model_save_interval 1"
+    train = f"{sys.executable} -m esma_nb.evolution.train --output_dir {tmp_path}/disk/run --num_iterations 2 --num_data_per_iteration 8 --population_size 4 --num_val_samples 10 --model_save_interval 1"
     script = f"mkdir {tmp_path}/disk && mount -t tmpfs -o size=5m tmpfs {tmp_path}/disk || exit 77; {train}; echo status $?; find {tmp_path}/disk -name '.*'; mount -o remount,size=50m {tmp_path}/disk; {train}; echo status $?"
     if not shutil.which('unshare'): pytest.skip('needs unshare')
     done = subprocess.run(['unshare', '-rm', 'sh', '-c', script], capture_output=True, text=True, env=dict(os.environ, TQDM_DISABLE='1', OMP_NUM_THREADS='1'))
@@ -259,7 +259,7 @@ real,jump = time.time,float(sys.argv.pop(1))
 def jumpy(): # Right until the first iteration is done
     return real() + (jump if os.path.exists(sys.argv[-1]+'/journal.jsonl') else 0)
 time.time = jumpy
-runpy.run_module('esma_nb.training', run_name='__main__', alter_sys=True)
+runpy.run_module('esma_nb.evolution.train', run_name='__main__', alter_sys=True)
 '''
 
 @pytest.mark.parametrize('jump', [-3e8, 3e8])

@@ -3,12 +3,12 @@ import asyncio,gzip,json,re,time
 from math import inf,nan
 import pytest
 from servers import KEY,Server
-from esma_nb.api import Remote,together
-from esma_nb.claims import by_logits,by_meta
-from esma_nb.evaluation import choices,claim_of,failures,record
-from esma_nb.matching import matchers
-from esma_nb.prompts import Reply,direct_prompt,meta_prompt
-from esma_nb.remote import evaluate_remote,measure
+from esma_nb.api.client import Remote,together
+from esma_nb.prompts.elicitation import by_logits,by_meta
+from esma_nb.evaluation.evaluate import choices,claim_of,failures,record
+from esma_nb.metrics.matching import matchers
+from esma_nb.prompts.templates import Reply,direct_prompt,meta_prompt
+from esma_nb.evaluation.api_jobs import evaluate_remote,measure
 
 ROW = dict(question_id='1', question='What is the capital of Country 1?', answers=['City 1'])
 PROMPTS = [direct_prompt(ROW['question']), meta_prompt(ROW['question'])]

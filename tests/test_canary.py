@@ -61,10 +61,10 @@ def test_a_run_its_report_and_its_card(env, tmp_path):
     home = Path(env['HOME'])
     (home/'mine.jsonl').write_text(''.join(json.dumps(dict(question=f'What is the capital of {c}?', answers=[a]))+'\n'
         for c,a in dict(Peru='Lima', France='Paris', Chad='N’Djamena', Nauru='Yaren', Fiji='Suva', Mali='Bamako', Togo='Lomé', Oman='Muscat').items()))
-    train = [sys.executable, '-m', 'esma_nb.training', '--dataset', home/'mine.jsonl', '--num_iterations', '1', '--population_size', '2',
+    train = [sys.executable, '-m', 'esma_nb.evolution.train', '--dataset', home/'mine.jsonl', '--num_iterations', '1', '--population_size', '2',
         '--num_data_per_iteration', '2', '--num_val_samples', '4', '--output_dir', home/'run']
     sh(*train, env=env, cwd=home)
-    sh(sys.executable, '-m', 'esma_nb.report', home/'run', env=env, cwd=home)
+    sh(sys.executable, '-m', 'esma_nb.reports.report', home/'run', env=env, cwd=home)
     assert leaks([home/'run'/'report.html', home/'run'/'model'/'README.md', *(home/'run'/'model').rglob('*')])==[]
     assert (home/'run'/'report.html').stat().st_size > 10_000
 

@@ -4,9 +4,9 @@ from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 import pytest
 from huggingface_hub import HfApi,ModelCard
-from esma_nb.cards import card,upload,write_card
-from esma_nb.commands import known_spelling,parser_of
-from esma_nb.runs import check_seal,read_json
+from esma_nb.integrations.hub import card,upload,write_card
+from esma_nb.core.cli import known_spelling,parser_of
+from esma_nb.core.runs import check_seal,read_json
 
 class Hub(BaseHTTPRequestHandler):
     "As much of the hub as an upload of small files needs; what it was sent is in `server.got`."
@@ -53,7 +53,7 @@ def hub(monkeypatch):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    from esma_nb.training import train
+    from esma_nb.evolution.train import train
     out = tmp_path_factory.mktemp('private')/'tiny'
     train(sigma=.04, population_size=4, num_data_per_iteration=16, num_val_samples=40, device='cpu', seed=3, num_iterations=1, output_dir=str(out))
     write_card(out, train)
@@ -70,12 +70,12 @@ def test_a_wrong_token_is_one_line_without_it(run, hub):
     assert 'hf_wrong' not in str(e.value) and '\n' not in str(e.value)
 
 def test_nobody_logged_in(run, monkeypatch, tmp_path):
-    from esma_nb.cards import may_upload
+    from esma_nb.integrations.hub import may_upload
     monkeypatch.setattr('huggingface_hub.get_token', lambda: None)
     with pytest.raises(ValueError, match='hf auth login'): may_upload('ann/knows')
 
 def test_told_to_stay_offline(monkeypatch):
-    from esma_nb.cards import may_upload
+    from esma_nb.integrations.hub import may_upload
     monkeypatch.setattr('huggingface_hub.get_token', lambda: 'hf_test')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     may_upload('ann/knows')
@@ -84,7 +84,7 @@ def test_told_to_stay_offline(monkeypatch):
 
 def test_the_card_of_a_real_run(run):
     import shlex
-    from esma_nb.training import train
+    from esma_nb.evolution.train import train
     text = card(run, train)
     about = ModelCard(text)
     assert about.data.tags==['esma_nb', 'metacognition', 'evolution-strategies'] and about.data.base_model is None
@@ -98,8 +98,8 @@ def test_the_card_of_a_real_run(run):
     ('sft_meta', dict(answers=True), 'and the answers with it')])
 def test_the_card_of_a_gradient_run(tmp_path, task, more, says):
     import shlex
-    import esma_nb.sft
-    out,command = tmp_path/'private',getattr(esma_nb.sft, task)
+    import esma_nb.sft.train
+    out,command = tmp_path/'private',getattr(esma_nb.sft.train, task)
     command(num_samples=4, num_val_samples=20, num_epochs=1, batch_size=2, device='cpu', output_dir=str(out), **more)
     text = (out/'model'/'README.md').read_text(encoding='utf-8')
     about = ModelCard(text)
@@ -113,7 +113,7 @@ def test_the_card_of_a_gradient_run(tmp_path, task, more, says):
 
 def test_hostile_names_stay_text(run, tmp_path):
     import shutil
-    from esma_nb.training import train
+    from esma_nb.evolution.train import train
     shutil.copytree(run, tmp_path/'x', dirs_exist_ok=True)
     told = read_json(run/'args.json')
     told['args'] |= dict(model="a'`b`\n---\nlicense: mit\n```<script>alert(1)</script>", dataset='q|x.csv: [')

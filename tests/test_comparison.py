@@ -5,15 +5,15 @@ import json,os,subprocess,sys,time,warnings
 from dataclasses import asdict
 import numpy as np
 import pytest
-from esma_nb.comparison import as_lines,compared
-from esma_nb.differences import differences,mcnemar
-from esma_nb.evaluation import Record
-from esma_nb.runs import append_lines
+from esma_nb.evaluation.compare import as_lines,compared
+from esma_nb.evaluation.paired import differences,mcnemar
+from esma_nb.evaluation.evaluate import Record
+from esma_nb.core.runs import append_lines
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1')
 
 def compare(*words):
-    return subprocess.run([sys.executable, '-m', 'esma_nb.comparison', *map(str, words)], capture_output=True, text=True, env=ENV)
+    return subprocess.run([sys.executable, '-m', 'esma_nb.evaluation.compare', *map(str, words)], capture_output=True, text=True, env=ENV)
 
 def records(correct, yes, odds, question='Which of the {} rivers is the longest?'):
     return [Record(f'q{i}', question.format('many '*(i%5)), ['a'], 'a', correct=c, yes=y, unparsed=y is None and c is not None,

@@ -2,8 +2,8 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
-from esma_nb.datasets import load_rows, mkqa_langs, train_and_held_out
-from esma_nb.rows import question_key
+from esma_nb.datasets.registry import load_rows, mkqa_langs, train_and_held_out
+from esma_nb.datasets.rows import question_key
 
 data = os.environ.get('ESMA_NB_DATA')
 real = pytest.mark.skipif(not data, reason='ESMA_NB_DATA names no folder with real question sets')
@@ -84,7 +84,7 @@ def test_paper_takes_the_first(tmp_path):
 @pytest.mark.parametrize('preset', ['default', 'paper'])
 def test_training_takes_the_first_too(preset, monkeypatch, tmp_path):
     from esma_nb import training
-    from esma_nb.rows import sample_rows
+    from esma_nb.datasets.rows import sample_rows
     taken = []
     def spy(rows, *args, **how):
         taken.append((rows, sample_rows(rows, *args, **how)))
@@ -165,12 +165,12 @@ def test_same_rows_from_parquet(tmp_path):
     assert load_rows('trivia_qa', data_dir=tmp_path)[0] == load_rows('trivia_qa', data_dir=data)[0][:100]
 
 def test_import_is_light():
-    code = "import sys, esma_nb.datasets; print([m for m in ('datasets', 'huggingface_hub', 'pyarrow', 'torch') if m in sys.modules])"
+    code = "import sys, esma_nb.datasets.registry; print([m for m in ('datasets', 'huggingface_hub', 'pyarrow', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
 
 @pytest.mark.parametrize('dataset', ['nq_open', 'mkqa'])
 def test_hub_out_of_reach(dataset, tmp_path):
-    code = f"from esma_nb.datasets import load_rows\ntry: load_rows({dataset!r})\nexcept ConnectionError as e: print(e)"
+    code = f"from esma_nb.datasets.registry import load_rows\ntry: load_rows({dataset!r})\nexcept ConnectionError as e: print(e)"
     env = dict(os.environ, HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path))
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
     assert '--data_dir' in run.stdout and len(run.stdout.splitlines()) == 1 and not run.stderr

@@ -3,15 +3,15 @@ import importlib.util,json,os,subprocess,sys
 from pathlib import Path
 import pytest
 import torch
-from esma_nb.evolution import Master,fingerprint,population
-from esma_nb.generation import generate,local_ask
-from esma_nb.lean import LeanReader,reader_of
-from esma_nb.reading import shares_prefixes
-from esma_nb.packing import pack
-from esma_nb.models import load_model
-from esma_nb.encoding import encode
-from esma_nb.noise import direction,remember
-from esma_nb.prompts import direct_prompt,meta_prompt
+from esma_nb.evolution.es import Master,fingerprint,population
+from esma_nb.engines.hf import generate,local_ask
+from esma_nb.engines.llama import LeanReader,reader_of
+from esma_nb.engines.prefix_cache import shares_prefixes
+from esma_nb.engines.prepack import pack
+from esma_nb.engines.models import load_model
+from esma_nb.engines.encoding import encode
+from esma_nb.evolution.noise import direction,remember
+from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_a_thousand_visits_leave_every_bit(dtype):
@@ -78,7 +78,7 @@ def test_a_trained_model_does_not_depend_on_batches_and_threads(how, tmp_path):
     def trained(name, batch_size=128, threads=1, max_input_length=128):
         words = ['--num_iterations', 2, '--population_size', 4, '--num_data_per_iteration', 24, '--num_val_samples', 20, '--output_dir', tmp_path/name,
             '--batch_size', batch_size, '--max_input_length', max_input_length]
-        subprocess.run([sys.executable, '-m', 'esma_nb.training', *map(str, words)], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
+        subprocess.run([sys.executable, '-m', 'esma_nb.evolution.train', *map(str, words)], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
         return json.loads((tmp_path/name/'summary.json').read_text())['model_sha256']
     assert trained('a')==trained('b', **how)
 
@@ -86,9 +86,9 @@ def test_a_trained_model_does_not_depend_on_batches_and_threads(how, tmp_path):
 @pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')
 def test_members_say_what_the_naive_loop_says():
     "Same weights, float32, 32 tokens for both prompts: two padded calls of model.generate against our engine."
-    from esma_nb.ways import padded_ask
-    from esma_nb.claims import by_meta
-    from esma_nb.datasets import load_rows
+    from esma_nb.bench.baselines import padded_ask
+    from esma_nb.prompts.elicitation import by_meta
+    from esma_nb.datasets.registry import load_rows
     plain,tokenizer = load_model('smollm2', 'float32', 'cpu')
     lean,_ = load_model('smollm2', 'float32', 'cpu')
     rows,claim = load_rows('nq_open', data_dir=os.path.join(os.environ['ESMA_NB_DATA'], 'nq_open'), num_samples=16)[0],by_meta(max_new_tokens=32, meta_tokens=32)

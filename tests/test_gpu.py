@@ -29,7 +29,7 @@ def test_every_stage_leaves_its_numbers(there):
     assert [len(b['ways']) for b in result['bench'].values()]==[3, 2]
     assert result['profile']['operations'] > result['profile']['steps'] > 0
     assert result['train']['iterations']==2 and set(result['train']['measured'])=={'before demo', 'after demo'}
-    assert any('esma_nb.training --model demo' in line for line in found['train']['commands'])
+    assert any('esma_nb.evolution.train --model demo' in line for line in found['train']['commands'])
     with tarfile.open(there/'out'/'train.tar.gz') as tar: assert 'run_toy/journal.jsonl' in tar.getnames()
     files = list((there/'out').iterdir())
     assert max(f.stat().st_size for f in files) < 2**24 and sum(f.suffix!='.txt' or f.stat().st_size>0 for f in files)<=8

@@ -6,10 +6,10 @@ takes the better part of an hour on one core, and prints the table. `python test
 import os,sys
 import numpy as np
 import pytest
-from esma_nb.intervals import z
-from esma_nb.detection import claimed
-from esma_nb.confidence import graded,levels,logistic
-from esma_nb.metrics import MetaScores
+from esma_nb.metrics.intervals import z
+from esma_nb.metrics.signal_detection import claimed
+from esma_nb.metrics.calibration import graded,levels,logistic
+from esma_nb.metrics.scores import MetaScores
 
 # accuracy, hit rate, false alarm rate, and how much the log-odds vary
 models = dict(

@@ -4,13 +4,13 @@ from functools import partial
 from pathlib import Path
 import pytest
 import torch
-from esma_nb.evolution import Master,fingerprint,population
-from esma_nb.generation import generate
-from esma_nb.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
-from esma_nb.models import load_model
-from esma_nb.packing import pack
-from esma_nb.prompts import direct_prompt,meta_prompt
-from esma_nb.lean import reader_of
+from esma_nb.evolution.es import Master,fingerprint,population
+from esma_nb.engines.hf import generate
+from esma_nb.evolution.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
+from esma_nb.engines.models import load_model
+from esma_nb.engines.prepack import pack
+from esma_nb.prompts.templates import direct_prompt,meta_prompt
+from esma_nb.engines.llama import reader_of
 
 BIN = Path(sys.executable).parent
 SMALL = ('--perturbation lowrank --rank 2 --num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 '
@@ -48,7 +48,7 @@ def test_threads_and_batch_size_do_not_matter(whole, tmp_path):
     assert digest(tmp_path/'run')==digest(whole)
 
 def test_the_journal_alone_leads_to_the_model(whole):
-    from esma_nb.journal import replay
+    from esma_nb.evolution.checkpoint import replay
     journal = [json.loads(l) for l in (whole/'journal.jsonl').open()]
     def master(**kw): return Master(load_model('demo', 'float32', 'cpu')[0], **kw)
     low = master(noise=partial(lowrank_direction, rank=2), total=partial(lowrank_total, rank=2))

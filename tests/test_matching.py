@@ -2,7 +2,7 @@
 import json, os, random
 from pathlib import Path
 import pytest
-from esma_nb.matching import by_substring, by_words
+from esma_nb.metrics.matching import by_substring, by_words
 
 DATA = Path(os.environ.get('ESMA_NB_DATA', '/nowhere'))
 SETS = {'trivia_qa/validation.jsonl': lambda r: r['answer']['aliases'], 'nq_open/validation.jsonl': lambda r: r['answer']}

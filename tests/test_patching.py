@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file,save_file
 from esma_nb import surgery
-from esma_nb.models import load_model,quiet,save_model
-from esma_nb.weights import open_weights,sha256_weights
+from esma_nb.engines.models import load_model,quiet,save_model
+from esma_nb.patching.tensors import open_weights,sha256_weights
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
-CODE = 'import sys; from esma_nb.commands import run_command; import esma_nb.surgery as s; run_command(getattr(s, sys.argv[1]).__wrapped__, sys.argv[2:], "esma_nb_"+sys.argv[1])'
+CODE = 'import sys; from esma_nb.core.cli import run_command; import esma_nb.patching.commands as s; run_command(getattr(s, sys.argv[1]).__wrapped__, sys.argv[2:], "esma_nb_"+sys.argv[1])'
 
 def start(*words): return subprocess.Popen([sys.executable, '-c', CODE, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
 

@@ -33,7 +33,7 @@ def odd(self, hands, name):
 population.Team.deal = odd
 sys.argv[0] = 'esma_nb_train'
 import runpy
-runpy.run_module('esma_nb.training', run_name='__main__', alter_sys=False)
+runpy.run_module('esma_nb.evolution.train', run_name='__main__', alter_sys=False)
 '''
 
 @pytest.mark.parametrize('n,update,order,seconds', [(2, 'whole', 'hands', 0), (2, 'sharded', 'hands', 0), (4, 'sharded', 'hands', 0), (2, 'sharded', 'hands', .5), (3, 'whole', 'hands[::-1]', 0)],
@@ -54,7 +54,7 @@ def test_an_optimiser_goes_on_where_it_stopped(alone, tmp_path):
     words,expected = alone
     if 'adam' not in words: slow()
     out = tmp_path/'run'
-    def start(n, more): subprocess.run([BIN/'torchrun', '--nproc_per_node', str(n), '-m', 'esma_nb.training', *TINY, *words, '--update', 'sharded', '--output_dir', out, *more], check=True, env=ENV)
+    def start(n, more): subprocess.run([BIN/'torchrun', '--nproc_per_node', str(n), '-m', 'esma_nb.evolution.train', *TINY, *words, '--update', 'sharded', '--output_dir', out, *more], check=True, env=ENV)
     start(2, ['--model_save_interval', '1', '--max_hours', '1e-6'])
     assert not (out/'summary.json').exists()
     start(2, ['--model_save_interval', '1', '--max_hours', '.0008'])
@@ -64,8 +64,8 @@ def test_an_optimiser_goes_on_where_it_stopped(alone, tmp_path):
 PARTED = '''
 import os
 from pathlib import Path
-from esma_nb.models import load_model
-from esma_nb.population import Team
+from esma_nb.engines.models import load_model
+from esma_nb.evolution.population import Team
 team = Team(cpu=True)
 load_model('demo', 'float32', 'cpu')
 team.part()

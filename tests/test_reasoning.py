@@ -3,12 +3,12 @@ import json
 from contextlib import redirect_stdout
 from io import StringIO
 import pytest,torch
-from esma_nb.claims import claim_named
-from esma_nb.evaluation import choices,claim_of,eval_model,load_records
-from esma_nb.examples import tokenized
-from esma_nb.generation import local_ask
-from esma_nb.models import load_model,save_model
-from esma_nb.prompts import direct_prompt,meta_prompt
+from esma_nb.prompts.elicitation import claim_named
+from esma_nb.evaluation.evaluate import choices,claim_of,eval_model,load_records
+from esma_nb.sft.examples import tokenized
+from esma_nb.engines.hf import local_ask
+from esma_nb.engines.models import load_model,save_model
+from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 COUNTRIES = 'France Japan Brazil Nauru Tuvalu Palau Peru Kenya Chad Oman Mali Fiji'.split()
 def is_right(i): return i<6

@@ -27,8 +27,8 @@ def test_citation_has_what_github_asks_for():
 
 def test_every_command_is_a_function(settings):
     for line in settings['console_scripts'].split():
-        module,function = re.fullmatch(r'esma_nb_\w+=esma_nb\.(\w+):(\w+)', line).groups()
-        assert re.search(rf'^def {function}\(', (ROOT/'esma_nb'/f'{module}.py').read_text(encoding='utf-8'), re.M), line
+        module,function = re.fullmatch(r'esma_nb_\w+=esma_nb\.([\w.]+):(\w+)', line).groups()
+        assert re.search(rf'^def {function}\(', (ROOT/'esma_nb'/f"{module.replace('.', '/')}.py").read_text(encoding='utf-8'), re.M), line
 
 def test_constraints_fit_the_requirements(settings):
     from packaging.requirements import Requirement
@@ -70,7 +70,7 @@ def built(tmp_path_factory):
 def test_nothing_strays_into_what_is_published(built):
     wheel,sdist = built
     names = zipfile.ZipFile(wheel).namelist()
-    assert not [n for n in names if not re.match(r'esma_nb/(\w+\.py|data/.+)$|esma_nb-[\d.]+\.dist-info/', n) or 'pycache' in n]
+    assert not [n for n in names if not re.match(r'esma_nb/((\w+/)?\w+\.py|data/.+)$|esma_nb-[\d.]+\.dist-info/', n) or 'pycache' in n]
     assert {'esma_nb/data/report.html.j2', 'esma_nb/data/demo/model/model.safetensors'} <= set(names)
     top = {n.split('/')[1] for n in tarfile.open(sdist).getnames() if '/' in n}
     assert not top & {'tests', 'nbs', 'runs', 'out'} and {'settings.ini', 'LICENSE', 'CITATION.cff', 'constraints.txt'} <= top

@@ -5,9 +5,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pytest
-from esma_nb.evaluation import Record
-from esma_nb.report import page,read_runs,report
-from esma_nb.runs import append_lines,write_json
+from esma_nb.evaluation.evaluate import Record
+from esma_nb.reports.report import page,read_runs,report
+from esma_nb.core.runs import append_lines,write_json
 from browser import browse
 
 def made(n, seed=0): # Records of a model that knows about half, and half knows it
@@ -132,14 +132,14 @@ def test_old_or_new_but_never_half(tmp_path, monkeypatch):
     folder = run_folder(tmp_path/'run', dict(meta=made(40)))
     report([folder])
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-    import esma_nb.figures as figures
+    import esma_nb.reports.figures as figures
     def full(*_, **__): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(figures.Picture, 'png', full)
     with pytest.raises(OSError, match='could not write'): report([folder])
     assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}==before
 
 def test_command(tmp_path):
-    def run(*words): return subprocess.run([sys.executable, '-m', 'esma_nb.report', *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
+    def run(*words): return subprocess.run([sys.executable, '-m', 'esma_nb.reports.report', *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
     folder = run_folder(tmp_path/'run', dict(meta=made(40)))
     shutil.copy(folder/'records'/'meta.jsonl', tmp_path/'mine.jsonl')
     odd = shutil.copytree(folder, tmp_path/('_중 $x' + 'long'*20))

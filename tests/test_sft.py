@@ -7,7 +7,7 @@ BIN = Path(sys.executable).parent
 TINY = '--num_samples 24 --num_val_samples 20 --num_epochs 2 --batch_size 2 --model_save_interval 4 --seed 5'.split()
 LABELS = dict(sft=[], sft_meta=['--label_interval', '5'])
 ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
-MAIN = 'import sys,esma_nb.sft as m\nfrom esma_nb.commands import run_command\nname = sys.argv.pop(1)\nrun_command(getattr(m, name).__wrapped__, prog="esma_nb_"+name)\n'
+MAIN = 'import sys,esma_nb.sft.train as m\nfrom esma_nb.core.cli import run_command\nname = sys.argv.pop(1)\nrun_command(getattr(m, name).__wrapped__, prog="esma_nb_"+name)\n'
 
 def words(task, out, *more): return [task, *TINY, *LABELS[task], '--output_dir', str(out), *map(str, more)]
 def run(task, out, *more, **kw):
@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def demo():
-    from esma_nb.models import load_model
+    from esma_nb.engines.models import load_model
     return load_model('demo', device='cpu')
 
 def test_a_run_has_what_a_run_has(whole):
@@ -42,8 +42,8 @@ def test_a_run_has_what_a_run_has(whole):
 
 def test_the_final_model_is_a_model(whole):
     from transformers import AutoModelForCausalLM,AutoTokenizer
-    from esma_nb.evolution import fingerprint
-    from esma_nb.models import load_model
+    from esma_nb.evolution.es import fingerprint
+    from esma_nb.engines.models import load_model
     moved = dict(AutoModelForCausalLM.from_pretrained(whole/'model').named_parameters())
     assert AutoTokenizer.from_pretrained(whole/'model').chat_template and not (whole/'model'/'optimizer.safetensors').exists()
     assert fingerprint(moved)==digest(whole)
@@ -59,9 +59,9 @@ def test_nothing_is_a_pickle(whole):
 def test_the_mask_by_hand(demo):
     "Which tokens count, and how much, spelled out with transformers and a loop."
     import torch
-    from esma_nb.claims import claim_named
-    from esma_nb.examples import teach_both,tokenized
-    from esma_nb.gradients import counted,nats
+    from esma_nb.prompts.elicitation import claim_named
+    from esma_nb.sft.examples import teach_both,tokenized
+    from esma_nb.sft.optimization import counted,nats
     model,tokenizer = demo
     row = dict(question='What is the capital of Kenya?', answers=['Nairobi'])
     pairs = teach_both(claim_named('meta'))(row, False)
@@ -82,10 +82,10 @@ def test_the_mask_by_hand(demo):
 def test_labels_are_the_models_own_greedy_answers(whole, demo):
     "The first labels are those of the untrained model, found by transformers' own generation and the matcher."
     import torch
-    from esma_nb.datasets import load_rows
-    from esma_nb.matching import matchers
-    from esma_nb.encoding import encode
-    from esma_nb.prompts import direct_prompt
+    from esma_nb.datasets.registry import load_rows
+    from esma_nb.metrics.matching import matchers
+    from esma_nb.engines.encoding import encode
+    from esma_nb.prompts.templates import direct_prompt
     model,tokenizer = demo
     rows = {r['question_id']: r for r in load_rows('demo', 'train')[0]}
     right = lines(whole/'labels.jsonl')[0]['right']
@@ -97,11 +97,11 @@ def test_labels_are_the_models_own_greedy_answers(whole, demo):
     assert [l['iteration'] for l in lines(whole/'labels.jsonl')]==[0, 5, 10, 15, 20]
 
 def test_taught_and_measured_in_one_format(demo):
-    from esma_nb.claims import claim_named
-    from esma_nb.evaluation import evaluate
-    from esma_nb.examples import teach_both,tokenized
-    from esma_nb.encoding import encode
-    from esma_nb.prompts import Reply
+    from esma_nb.prompts.elicitation import claim_named
+    from esma_nb.evaluation.evaluate import evaluate
+    from esma_nb.sft.examples import teach_both,tokenized
+    from esma_nb.engines.encoding import encode
+    from esma_nb.prompts.templates import Reply
     for lang in ('en', 'ko', 'zh', 'es'):
         for chat in (True, False):
             claim,asked,row = claim_named('meta', lang=lang, chat=chat),[],dict(question_id='1', question='{Who}?', answers=['Ada'])
@@ -208,7 +208,7 @@ def test_bfloat16_reads_and_float32_learns(whole, tmp_path):
     assert {str(t.dtype) for t in load_file(tmp_path/'run'/'model'/'model.safetensors').values()}=={'torch.float32'}
 
 def test_help_loads_nothing_heavy():
-    code = "import sys, esma_nb.sft; print([m for m in ('torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas') if m in sys.modules])"
+    code = "import sys, esma_nb.sft.train; print([m for m in ('torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip()=='[]'
 
 DATA = os.environ.get('ESMA_NB_DATA')

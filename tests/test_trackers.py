@@ -3,14 +3,14 @@ import json,os,subprocess,sys
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
-from esma_nb.runs import open_run
+from esma_nb.core.runs import open_run
 
 write = """
 import sys
 from pathlib import Path
-from esma_nb.metrics import MetaScores
-from esma_nb.runs import append_lines,read_json
-from esma_nb.trackers import tracker
+from esma_nb.metrics.scores import MetaScores
+from esma_nb.core.runs import append_lines,read_json
+from esma_nb.integrations.trackers import tracker
 name,out,steps,break_at = sys.argv[1],Path(sys.argv[2]),[int(t) for t in sys.argv[3].split(',')],int(sys.argv[4])
 s = MetaScores.of([True]*50+[False]*50, [True]*40+[False]*10+[True]*40+[False]*10)
 t = tracker(name, out, dict(read_json(out/'args.json')['args'], api_key='sk-123-never'), held_out={0: s})
@@ -87,8 +87,8 @@ def test_a_run_that_its_own_reader_opens(name, tmp_path):
 
 def test_a_gradient_run_is_mirrored_too(tmp_path):
     "Every line of its metrics, and what was measured; a second start, which finds nothing to do, shows nothing twice."
-    from esma_nb.runs import read_json,read_lines
-    from esma_nb.sft import sft_meta
+    from esma_nb.core.runs import read_json,read_lines
+    from esma_nb.sft.train import sft_meta
     if not find_spec('tensorboard'): pytest.skip('tensorboard is not installed')
     out = tmp_path/'run'
     for _ in range(2): sft_meta(num_samples=24, num_val_samples=20, num_epochs=1, batch_size=2, device='cpu', evaluate_interval=6, log_with='tensorboard', output_dir=str(out))
@@ -99,6 +99,6 @@ def test_a_gradient_run_is_mirrored_too(tmp_path):
     assert in_tensorboard(out, 'held_out/auroc')[-1][1]==pytest.approx(read_json(out/'summary.json')['after']['auroc'])
 
 def test_a_gradient_run_refuses_an_unknown_tracker(tmp_path):
-    from esma_nb.sft import sft
+    from esma_nb.sft.train import sft
     with pytest.raises(ValueError, match='choose tensorboard'): sft(log_with='comet', output_dir=str(tmp_path/'run'))
     assert not (tmp_path/'run').exists()

@@ -31,7 +31,7 @@ def whole(tmp_path_factory):
 
 def test_the_final_model_is_a_model(whole):
     from transformers import AutoModelForCausalLM,AutoTokenizer
-    from esma_nb.evolution import Master,fingerprint
+    from esma_nb.evolution.es import Master,fingerprint
     model = AutoModelForCausalLM.from_pretrained(whole/'model')
     assert AutoTokenizer.from_pretrained(whole/'model').chat_template
     assert fingerprint(Master(model).state())==digest(whole)
@@ -127,7 +127,7 @@ def test_no_chat_template(whole, tmp_path):
     assert done.returncode==2 and 'no chat template' in done.stderr and done.stderr.count('\n')==1
 
 def test_help_loads_nothing_heavy():
-    code = "import sys, esma_nb.training; print([m for m in ('torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas') if m in sys.modules])"
+    code = "import sys, esma_nb.evolution.train; print([m for m in ('torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip()=='[]'
 
 def test_one_process_of_accelerate_says_so(tmp_path):

@@ -2,8 +2,8 @@
 import shutil,sys
 from dataclasses import asdict,replace
 from pathlib import Path
-from esma_nb.evaluation import load_records,record_files
-from esma_nb.runs import append_lines,whole
+from esma_nb.evaluation.evaluate import load_records,record_files
+from esma_nb.core.runs import append_lines,whole
 
 def bare(record)->dict: # What is left to count: question_id, correct, yes, unparsed, failed, log_odds
     r = asdict(replace(record, question='', answers=[], direct_output='', meta_output=None, seconds=None))

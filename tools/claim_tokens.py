@@ -8,11 +8,12 @@ they read the other way or leave unread, and the seconds that the replies took. 
 import re,sys
 from collections import Counter
 from time import perf_counter
-from esma_nb.prompts import fold,meta_prompt
-from esma_nb.claim_parsing import reads_yes
-from esma_nb.datasets import load_rows
-from esma_nb.generation import local_ask
-from esma_nb.models import load_model
+from esma_nb.metrics.matching import fold
+from esma_nb.prompts.templates import meta_prompt
+from esma_nb.prompts.claim_parsing import reads_yes
+from esma_nb.datasets.registry import load_rows
+from esma_nb.engines.hf import local_ask
+from esma_nb.engines.models import load_model
 
 yes = dict(en='yes', ko='예|네', zh='是|是的.*|知道.*', es='si')
 no = dict(en='no', ko='아니요|아니오|아뇨|아니', zh='否|不|(?:不是|不知道|不确定|不清楚).*', es='no')

@@ -7,7 +7,7 @@ Held-out d′ (log-linear) below 0.5 before and at least 1.0 after, 95 % interva
 import json,sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from esma_nb.training import train
+from esma_nb.evolution.train import train
 
 def row(seed):
     out = Path(f'out/demo-seed{seed}')

@@ -31,16 +31,16 @@ def of_ours(module, *words): return sh(sys.executable, '-m', f'esma_nb.{module}'
 def asked_of(a, name): return ('--dataset', name, '--data_dir', a.data/name) if a.data else ('--dataset', 'demo')
 
 def questions(a, n):
-    from esma_nb.datasets import load_rows
+    from esma_nb.datasets.registry import load_rows
     return load_rows('trivia_qa', 'train', data_dir=a.data/'trivia_qa', num_samples=n)[0] if a.data else load_rows('demo', 'train', num_samples=n)[0]
 
 # %% Stages: each returns what is worth keeping
 
 def machine(a):
     import torch,transformers
-    from esma_nb.bench import machine as called
-    from esma_nb.limits import machine_limits
-    from esma_nb.models import pick_device
+    from esma_nb.bench.bench import machine as called
+    from esma_nb.bench.roofline import machine_limits
+    from esma_nb.engines.models import pick_device
     device = pick_device(a.device)
     if device.type=='cuda': sh('nvidia-smi', check=False)
     memory = torch.cuda.get_device_properties(device).total_memory if device.type=='cuda' else None
@@ -57,14 +57,14 @@ def tests(a):
     return {k: len(re.findall(rf'^tests/.* {k.upper()}\b', text, re.M)) for k in ('passed', 'failed', 'skipped', 'error')}
 
 noise_code = """import sys
-from esma_nb.noise import direction
-from esma_nb.evolution import fingerprint
+from esma_nb.evolution.noise import direction
+from esma_nb.evolution.es import fingerprint
 shapes = dict(a=(3001, 4096), b=(2**25+3,), c=(7, 2))
 print(fingerprint({n: direction((42, 3, 7), n, shapes[n], sys.argv[2]) for n in sys.argv[1]}))"""
 
 def correct(a):
     "Noise in two processes, visits in bfloat16, replies in both precisions."
-    from esma_nb.models import pick_device
+    from esma_nb.engines.models import pick_device
     device = str(pick_device(a.device))
     said = [subprocess.run([sys.executable, '-c', noise_code, order, device], check=True, capture_output=True, text=True).stdout for order in ('abc', 'cba')]
     return dict(noise_equal=said[0]==said[1], noise_sha256=said[0].strip(), visits_equal=visits(device, 20 if a.toy else 1000),
@@ -72,8 +72,8 @@ def correct(a):
 
 def visits(device, n)->bool: # Does every bit come home?
     import torch
-    from esma_nb.evolution import Master,fingerprint
-    from esma_nb.models import load_model
+    from esma_nb.evolution.es import Master,fingerprint
+    from esma_nb.engines.models import load_model
     model,_ = load_model('demo', 'float32', device)
     master = Master(model)
     model.to(torch.bfloat16)
@@ -85,10 +85,10 @@ def visits(device, n)->bool: # Does every bit come home?
     return bits()==home
 
 def replies(a, device, dtype)->dict: # Shares of replies that are the same, token for token
-    from esma_nb.claims import by_meta
-    from esma_nb.generation import local_ask
-    from esma_nb.models import load_model
-    from esma_nb.ways import padded_ask
+    from esma_nb.prompts.elicitation import by_meta
+    from esma_nb.engines.hf import local_ask
+    from esma_nb.engines.models import load_model
+    from esma_nb.bench.baselines import padded_ask
     model,tokenizer = load_model(a.model, dtype, device)
     claim,rows = by_meta(max_new_tokens=32, meta_tokens=32),questions(a, 8 if a.toy else 256)
     prompts = [f(r['question']) for f in (claim.direct, claim.extra) for r in rows]
@@ -103,7 +103,7 @@ def invented(a)->Path:
     if (folder/'config.json').exists(): return folder
     import torch
     from transformers import AutoModelForCausalLM,Qwen2Config
-    from esma_nb.models import load_model,pick_device,save_model
+    from esma_nb.engines.models import load_model,pick_device,save_model
     size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=2000) if a.toy else dict(
         hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, vocab_size=151936)
     torch.manual_seed(0)
@@ -131,8 +131,8 @@ def profile(a):
     "Two members under torch's profiler: phases, launches, and what takes the time."
     import torch
     from torch.profiler import ProfilerActivity,profile as watched
-    from esma_nb.models import pick_device
-    from esma_nb.ways import our_way
+    from esma_nb.engines.models import pick_device
+    from esma_nb.bench.baselines import our_way
     device,gpu = str(pick_device(a.device)),torch.cuda.is_available()
     way = our_way(str(invented(a)), device, questions(a, 4 if a.toy else 256), 2)
     first = [way(0), way(1)][1]
@@ -146,9 +146,9 @@ def vllm(a):
     "Generation alone, for one member; nothing writes its weights."
     if not find_spec('vllm'): return dict(skipped='vllm is not installed')
     from vllm import LLM,SamplingParams
-    from esma_nb.models import load_model
-    from esma_nb.encoding import encode
-    from esma_nb.prompts import direct_prompt,meta_prompt
+    from esma_nb.engines.models import load_model
+    from esma_nb.engines.encoding import encode
+    from esma_nb.prompts.templates import direct_prompt,meta_prompt
     tokenizer,rows = load_model(a.model, 'float32', 'cpu')[1],questions(a, 4 if a.toy else 256)
     ids = [dict(prompt_token_ids=i) for i in encode(tokenizer, [f(r['question']) for f in (direct_prompt, meta_prompt) for r in rows])]
     model,how,seconds = LLM(model=str(invented(a)), dtype='bfloat16', enable_prefix_caching=True),SamplingParams(temperature=0, max_tokens=32),[]

@@ -1,9 +1,9 @@
 """Questions of which a model knows about half: `python tools/half_known.py RUN OUT.jsonl`, from the records of `esma_nb_eval`"""
 import json,sys
 from pathlib import Path
-from esma_nb.evaluation import load_records,record_files
-from esma_nb.rows import sample_rows
-from esma_nb.runs import append_lines,whole
+from esma_nb.evaluation.evaluate import load_records,record_files
+from esma_nb.datasets.rows import sample_rows
+from esma_nb.core.runs import append_lines,whole
 
 def half_known(records:list, seed='half known')->list: # All that were answered rightly, and as many that were not; a run's own seed would hold out the same ones
     groups = [[dict(question_id=r.question_id, question=r.question, answers=r.answers) for r in records if r.correct is right] for right in (True, False)]

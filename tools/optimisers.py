@@ -6,8 +6,8 @@ import csv,sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
-from esma_nb.models import load_model
-from esma_nb.runs import read_json,read_lines
+from esma_nb.engines.models import load_model
+from esma_nb.core.runs import read_json,read_lines
 
 scores = 'd_prime_loglinear','auroc','accuracy','alignment'
 

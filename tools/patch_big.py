@@ -8,8 +8,8 @@ Both models are made up: bfloat16, four shards of about a gigabyte, 225 tensors 
 import json,os,platform,shutil,subprocess,sys,tempfile,time
 from pathlib import Path
 import torch
-from esma_nb.noise import side_by_side,slices,stream
-from esma_nb.weights import lay_out,read,read_header,write
+from esma_nb.evolution.noise import side_by_side,slices,stream
+from esma_nb.patching.tensors import lay_out,read,read_header,write
 
 LAYERS,WIDTH,INNER,WORDS,SHARDS = 25,2048,8192,151936,4
 
@@ -51,7 +51,7 @@ def timed(words):
     return time.perf_counter()-start,usage.ru_maxrss/1e6*1.024,said
 
 def command(name, *words):
-    code = f'import sys; from esma_nb.commands import run_command; from esma_nb.surgery import {name}; run_command({name}.__wrapped__, sys.argv[1:])'
+    code = f'import sys; from esma_nb.core.cli import run_command; from esma_nb.patching.commands import {name}; run_command({name}.__wrapped__, sys.argv[1:])'
     return timed([sys.executable, '-c', code, *words])
 
 def report(what, seconds, memory, copied, largest):
@@ -68,7 +68,7 @@ def main(folder):
     make(base), make(tuned, base)
     size = sum(p.stat().st_size for p in base.iterdir())
     largest = WORDS*WIDTH*2/1e9
-    idle = timed([sys.executable, '-c', 'import esma_nb.patching'])[1]
+    idle = timed([sys.executable, '-c', 'import esma_nb.patching.apply'])[1]
     print(f'{platform.platform()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads; the imports alone hold {idle:.2f} GB')
     print(f'2 models of {size/1e9:.2f} GB, {sum(torch.Size(s).numel() for _,s in shapes())/1e9:.3f} billion numbers in {len(dict(shapes()))} tensors and {SHARDS} shards', flush=True)
     copied = copy([*base.glob('*.safetensors')], folder/'c1') + copy([*tuned.glob('*.safetensors')], folder/'c2')

@@ -5,14 +5,14 @@
 import json,os,subprocess,sys,tempfile
 from pathlib import Path
 from statistics import median
-from esma_nb.runs import write_json
+from esma_nb.core.runs import write_json
 
 WORDS = '--num_iterations 5 --num_val_samples 20 --evaluate_interval 0 --model_save_interval 0 --device cpu'.split()
 
 def one(n, update, words=()):
     "Medians of a run's iterations but the first."
     with tempfile.TemporaryDirectory() as out:
-        command = ['torchrun', '--nproc_per_node', str(n), '-m', 'esma_nb.training', *WORDS, *words, '--update', update, '--output_dir', out+'/run']
+        command = ['torchrun', '--nproc_per_node', str(n), '-m', 'esma_nb.evolution.train', *WORDS, *words, '--update', update, '--output_dir', out+'/run']
         subprocess.run(command, check=True, env=dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         lines = [json.loads(l) for l in (Path(out)/'run'/'metrics.jsonl').open()][1:]
     keys = [k for k in lines[0] if k.endswith('_seconds') or k=='seconds']

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 import torch
 from tqdm import tqdm
-from esma_nb.journal import save_checkpoint
-from esma_nb.noise import direction,side_by_side
-from esma_nb.replaying import at_iteration
-from esma_nb.runs import read_lines,write_json
+from esma_nb.evolution.checkpoint import save_checkpoint
+from esma_nb.evolution.noise import direction,side_by_side
+from esma_nb.patching.replay import at_iteration
+from esma_nb.core.runs import read_lines,write_json
 
 def stepped(weights:dict, journal:list)->dict: # In bfloat16, by name
     "Where `weights` go along `journal` if every sum is rounded."

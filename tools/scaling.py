@@ -5,10 +5,10 @@
 import sys
 from argparse import ArgumentParser
 import torch
-from esma_nb.datasets import load_rows
-from esma_nb.models import pick_device,working_dtype
-from esma_nb.runs import write_json
-from esma_nb.ways import our_way
+from esma_nb.datasets.registry import load_rows
+from esma_nb.engines.models import pick_device,working_dtype
+from esma_nb.core.runs import write_json
+from esma_nb.bench.baselines import our_way
 
 def main(model, dataset, to, data_dir):
     device = pick_device('auto')

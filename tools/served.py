@@ -9,8 +9,8 @@ import asyncio,json,subprocess,sys,tempfile,time
 from argparse import ArgumentParser
 from pathlib import Path
 import httpx2
-from esma_nb.datasets import load_rows
-from esma_nb.prompts import direct_prompt,meta_prompt
+from esma_nb.datasets.registry import load_rows
+from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 async def bare(url, model, prompts, concurrency):
     queue = iter(prompts)
