@@ -1,8 +1,8 @@
 """How many tokens a meta reply needs: read the claims of one model at several limits, by the first word and by the rules.
 
-    python tools/claim_tokens.py smollm2 80 nq_open en /work/shared/data/nq_open > runs/claims_smollm2.md
+    for set in nq_open trivia_qa; do python tools/claim_tokens.py smollm2 80 $set en data/$set; done > runs/claims_smollm2.md
 
-A row a limit: how many claims are yes, no and unreadable by either reading, how many the rules read that the first word left unread, how many
+data has the sets in the shape they have on the hub. A row a limit: how many claims are yes, no and unreadable by either reading, how many the rules read that the first word left unread, how many
 they read the other way or leave unread, and the seconds that the replies took. The most frequent unreadable replies stand below.
 """
 import re,sys

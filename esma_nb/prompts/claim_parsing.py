@@ -40,7 +40,7 @@ english = ClaimWords(
         '|definitely|certainly|indeed|of course|affirmative|naturally|without (?:a |any )?doubt',
     no='no|n|nope|nah|false|negative|never|pass|unknown|not (?:at all|really|yet|likely)|(?:absolutely'
         '|definitely|certainly|of course|surely|probably|maybe|perhaps|unfortunately|afraid|i think) not',
-    goes_on=r'(?:yes|yep|yeah|yup) \w+|(?:sure|of course) (?:its|it is|the answer)|(?:no|nope) (?:i|im|ive|it'
+    goes_on=r'(?:yes|yep|yeah|yup) (?!no(?!\w))\w+|(?:sure|of course) (?:its|it is|the answer)|(?:no|nope) (?:i|im|ive|it'
         '|its|the answer|this|that|sorry|not|unfortunately|because|since|but|sir|there|we|my|thanks'
         '|from me)',
     leads='well|so|ok|okay|oh|ah|hm+|um|uh|and|but|honestly|actually|sorry|unfortunately|absolutely'
@@ -58,7 +58,7 @@ english = ClaimWords(
         '|answer (?:this|that|the|it|your)|think so|say for (?:sure|certain)|be (?:sure|certain)|heard of'
         r'|got (?:a|any) (?:clue|idea)|determine|confirm)|i (?:dont|do not|cant|cannot)(?=\W*$)|(?:im'
         r'|i am) not(?=\W*$)|i(?: do not| dont| cannot) have(?=\W*$)|i (?:dont|do not) have (?:the|an|any'
-        r'|enough|sufficient)(?: \w+)?(?: answer| idea| clue| information| info| knowledge|\W*$)'
+        r'|enough|sufficient)(?:(?: \w+)? (?:answer|idea|clue|information|info|knowledge)|(?=\W*$))'
         r'|have no(?: \w+)? (?:information|knowledge|answer|memory)|never heard of|be guessing|(?:not|isnt'
         r'|arent)(?! known)(?: \w+| \d+ ?%){0,2} (?:sure|certain|confident|able|aware|familiar)|unsure|uncertain'
         '|no (?:idea|clue)|not enough (?:information|info|knowledge)|not (?:the (?:slightest|faintest'
@@ -67,7 +67,7 @@ english = ClaimWords(
         r'|yes|i|we)|(?:pretty|fairly|almost|somewhat|kind of|sort of)|(?:but|except|i don)(?=\W*$)',
     neither=r'no\.? ?\d+|no (?:doubt|problem|comment|worries|matter|one|man|longer|wonder)|yes (?:is|was|means'
         '|m[ae]n|minister)|as far as i know|(?:let|lets) (?:me|us|you) know|you(?: do not| dont)? know'
-        '|you are (?:not )?(?:sure|certain)|not yes|not no',
+        '|you are (?:not )?(?:sure|certain)|not yes|not no|not un(?:sure|certain)|(?:dont|do not) have (?:any|a) doubts?',
     ifs='(?<!know )(?<!sure )(?<!certain )(?<!tell )(?:if|unless|otherwise|assuming|provided'
         r'|in case)(?!\w).*',
     joins='or|and|and or|but also|vs',
@@ -91,9 +91,10 @@ korean = ClaimWords(
     denies=r'(?:잘 )?모르(?:겠|는|고|지|네|니|나|죠)\w*|모릅니다|몰라(?:요|서|서요|도)?|모름|알지[는도]? ?못\w*|알고 ?있지[는도]? ?(?:않|못)\w*'
         r'|알 ?(?:수|길)[가이는도]? ?없\w*|(?:확실|분명)(?:하지|치)[는도]? ?않\w*|확신(?:할 수[가는]? 없|[이은]? ?없|하지[는]? 못|이 서지 않'
         r'|하기 어렵)\w*|(?:알|답하|답변하)기 어렵\w*|정보가 (?:없|부족)\w*|들어본 적[이]? ?없\w*|불확실\w*|자신[이은]? ?없\w*|기억(?:나지 않'
-        r'|이 안 나|하지 못|이 나지 않)\w*|(?:대?답|답변)할 수 없\w*|(?:답|답변|대답|정답)[은는] 아니[요오](?:입니다|예요)?',
+        r'|이 안 나|하지 못|이 나지 않)\w*|(?:대?답|답변)할 수 없\w*|(?:답|답변|대답|정답)[은는] 아니[요오](?:입니다|예요)?'
+        '|아니[요오]라고 (?:대?답|답변|말)하겠습니다',
     hedges=r'아마도?요?|어쩌면|글쎄요?|(?:것|거) ?같\w*|하지만(?=\W*$)|그런데(?=\W*$)',
-    neither=r'네 (?:번|명|개|살|가지|사람|시|마리|권)(?:째)?|예를 들\w*|모르는 (?:게|것이) 없\w*',
+    neither=r'네 (?:번|명|개|살|가지|사람|시|마리|권)(?:째)?|예를 들\w*|모르는 (?:게|것이|건) (?:없|아니|아닙)\w*',
     ifs=r'.*(?:다면|으면|르면|하면|라면|알면|니면|경우(?:에는?)?|거나|그렇지 않으면)(?!\w)',
     joins='또는|혹은|아니면|이나|나|와|과|및',
     buts='하지만|그런데|그러나|근데|다만',
@@ -114,7 +115,7 @@ chinese = ClaimWords(
         r'|從)(?:\w{0,2})(?:确定|確定|回答|判断|判斷|得知|知道|提供|确认|確認)|不能(?:确定|確定|回答|判断)|(?:没|沒)(?:有)?(?:答案|把握|听说|聽說|听过'
         '|聽過|印象)|毫无头绪|一无所知|不晓得|不曉得|[记記想说說]不(?:清|起|准|準)|不能(?:确认|確認)|不敢(?:肯定|确定|確定)',
     hedges=r'可能|也许|也許|或许|或許|大概|应该|應該|好像|似乎|估计|但是?(?=\W*$)|不过(?=\W*$)',
-    neither=r'知不知道|是不是|是否(?=\w)|不是不知道|没问题|沒問題|没关系|不客气|[你您](?:不)?知道',
+    neither=r'知不知道|是不是|是否(?=\w)|不(?:是|能说|能說)不知道|[谁誰]知道|没问题|沒問題|没关系|不客气|[你您](?:不)?知道',
     ifs='(?:如果|若是?|假如|要是|倘若|否则|否則).*|.*的话|.*的話|不?(?:知道|确定|確定)(?:就|则|則|时|時).*',
     joins='或者?|和|与|还是|還是|或是',
     buts='(?<!不)但是?|不过|不過|可是|然而',
@@ -157,9 +158,9 @@ spanish = ClaimWords(
 claim_words = dict(en=english, ko=korean, zh=chinese, es=spanish)
 
 # %% ../../nbs/prompts/02_claim_parsing.ipynb #bc5abfae
-signs = {**dict.fromkeys('👍✅✔☑👌', '\nyes\n'), **dict.fromkeys('👎❌✖✗', '\nno\n'), '🤷': '\nunsure\n'} # Emojis that are claims
-
-bare = dict(yes=['true', 'y'], no=['false', 'n']) # Beside the words of the prompts, what a choice such as Y/N is made of
+# Emojis that are claims, and what a choice such as Y/N is made of beside the words of the prompts
+signs = {**dict.fromkeys('👍✅✔☑👌', '\nyes\n'), **dict.fromkeys('👎❌✖✗', '\nno\n'), '🤷': '\nunsure\n'}
+bare = dict(yes='true y', no='false n')
 
 @lru_cache
 def claim_patterns(
@@ -168,16 +169,18 @@ def claim_patterns(
     "The row of `lang` and the English one, compiled: an English claim counts in every language."
     language(lang)
     code = re.split('[-_]', lang.lower())[0]
-    rows = [claim_words[code]] + [english]*(code!='en')
+    rows = [claim_words[c] for c in dict.fromkeys([code, 'en'])]
     def bounded(row, part): return rf'(?<!\w)(?:{part})(?!\w)' if row.spaced else part
     p = {f.name: '|'.join(bounded(r, getattr(r, f.name)) for r in rows) for f in fields(ClaimWords) if f.type is str}
     p['word'] = rf"(?:(?:{p['leads']})\s*)*(?:(?P<no>{p['no']})|(?P<yes>{p['yes']}))"
     p['passes'] = rf"(?:(?:{p['leads']})\s*)*(?:{p['passes']})[\W_]*$"
     p['phrase'] = f"(?P<no>(?:{p['denies']}).*)|(?P<yes>{p['knows']})"
-    yes,no = ('|'.join(fold(w) for l in (code, 'en') for w in [*getattr(language(l), side).split(), *short]) for side,short in bare.items())
-    joined = rf" *[/|] *| +| *,? *(?:{p['joins']}) *"
-    p['both'] = '|'.join(rf"(?<![^\W_])(?:{a})(?:{joined})(?!{p['denies']})(?:{b})(?!\w)" for a,b in ((yes, no), (no, yes)))
-    start = re.escape(fold(re.split('[?？]', language(code).meta)[0]))
+    own,english = language(code),language('en')
+    yes,no = ('|'.join(fold(' '.join([getattr(own, k), getattr(english, k), bare[k]])).split()) for k in ('yes', 'no'))
+    joined = rf" *[/|] *| *,? *(?:{p['joins']}) *"
+    choices = (rf"(?<![^\W_])(?:{a})(?:{joined})(?!{p['denies']})(?:{b})(?!\w)" for a,b in ((yes, no), (no, yes)))
+    p['both'] = '|'.join(choices)
+    start = re.escape(fold(re.split('[?？]', own.meta)[0]))
     p['turns'] = rf"<\|[^|>]*\|>|\[/?inst\]|</s>|\n\W*(?:(?:{p['turns']})\s*:|{start})"
     p['buts'] = f"(?={p['buts']})"
     p['asks'] = f"(?:{'|'.join(r.asks for r in rows)})$"
@@ -185,7 +188,6 @@ def claim_patterns(
     return {k: re.compile(v) for k,v in p.items()} | dict(rewrites=rewrites)
 
 # %% ../../nbs/prompts/02_claim_parsing.ipynb #ff7bd0aa
-_tags = re.compile(r'</?[a-z_][^<>\n]{0,30}>') # <answer>, </b>
 _markup = re.compile(r'\\(?:[a-z]+|\W)|["“”„«»「」『』【】*_`#~$¿¡]') # LaTeX, quotes, emphasis
 _ends = re.compile(r'([!.]*\?[?!.]*)|(?<!\d)\.|\.(?!\d)|[!。;:\n]') # Of a sentence; the group is a question's
 _breaks = re.compile(r'[,、(){}\[\]<>|/—–•]|(?:^|\s)-+\s') # Between clauses
@@ -219,7 +221,8 @@ def stated(
     p:dict, # As from `claim_patterns`
 )->list: # Clauses, without those that are asked, conditional or a choice
     "The clauses of `text` that state something."
-    text = p['both'].sub(' ', p['neither'].sub(' ', _markup.sub('', _tags.sub('\n', text))))
+    text = re.sub(' +', ' ', _markup.sub('', text))
+    text = re.sub(' +', ' ', p['both'].sub(' ', p['neither'].sub(' ', text)))
     pieces = _ends.split(text) + [None]
     return [c for s,q in zip(pieces[::2], pieces[1::2]) for c in _clauses(s, q or p['asks'].search(s.strip()), p)]
 

@@ -22,8 +22,8 @@ class Claim:
     extra:Callable # From a question to the `Prompt` for the claim; None where the answer itself tells
     read:Callable # From both replies to True, False, or None for unreadable
     evidence:Callable # From both replies to log-odds that it knows, or None
-    bound:Callable=lambda direct,extra: extra.log_odds_bound if extra else None # A bound on them, with the same sign: above 0 at least, below 0 at most
-    read_reversed:Callable=None # `read` where the wording asks whether the model is unsure; without it, `read` is negated
+    bound:Callable=lambda direct,extra: extra.log_odds_bound if extra else None # At least this above 0, at most this below
+    read_reversed:Callable=None # `read` where the wording asks whether it is unsure; None: `read`, negated
 
 # %% ../../nbs/prompts/03_elicitation.ipynb #7ee0f24b
 def by_meta(
@@ -44,7 +44,9 @@ def by_meta(
 # %% ../../nbs/prompts/03_elicitation.ipynb #f122fce6
 def by_logits(**how)->Claim: # Same arguments as `by_meta`
     "Believe the log-odds of yes against no, whatever the reply says (paper, threshold evaluation)."
-    def read(direct, extra): return None if (odds := extra.log_odds if extra.log_odds is not None else extra.log_odds_bound) is None else odds>0
+    def read(direct, extra):
+        known = extra.log_odds_bound if extra.log_odds is None else extra.log_odds
+        return None if known is None else known>0
     return replace(by_meta(**how), read=read, read_reversed=None)
 
 # %% ../../nbs/prompts/03_elicitation.ipynb #40e6946d
@@ -75,7 +77,7 @@ def reads_grade(
     grades:dict, # Probabilities by what stands for them
 )->float: # The probability that it names; None where it names none, or more than one
     "The one grade that stands in `text` as a word of its own."
-    found = {w for w in re.findall(r'\w+', text) if w in grades}
+    found = {w for w in re.findall(r'\w+', re.sub(r'(?<=\d)(?: ?/ ?| out of )10\b', '', text)) if w in grades}
     return grades[found.pop()] if len(found)==1 else None
 
 # %% ../../nbs/prompts/03_elicitation.ipynb #b301b566
@@ -118,7 +120,8 @@ def reworded(
     if wording!='reversed': return replace(claim, extra=extra)
     def turned(f, turn): return lambda direct,extra: None if (x := f(direct, extra)) is None else turn(x)
     read = claim.read_reversed or turned(claim.read, lambda yes: not yes)
-    return replace(claim, extra=extra, read=read, evidence=turned(claim.evidence, lambda x: -x), bound=turned(claim.bound, lambda x: -x))
+    evidence,bound = (turned(f, lambda x: -x) for f in (claim.evidence, claim.bound))
+    return replace(claim, extra=extra, read=read, evidence=evidence, bound=bound)
 
 # %% ../../nbs/prompts/03_elicitation.ipynb #90b74305
 claims = dict(meta=by_meta, logits=by_logits, idk=by_idk,
