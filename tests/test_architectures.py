@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM,AutoModelForSeq2SeqLM,AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from esma_nb import surgery
+from esma_nb.patching import commands as surgery
 from esma_nb.evolution.es import fingerprint
 from esma_nb.engines.hf import generate,local_ask
 from esma_nb.engines.llama import reader_of
-from esma_nb.engines.models import encode,find_model,load_model,quiet,save_model,stored
+from esma_nb.engines.encoding import encode
+from esma_nb.engines.models import find_model,load_model,quiet,save_model,stored
 from esma_nb.engines.prepack import pack
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 from esma_nb.patching.replay import at_iteration

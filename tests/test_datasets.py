@@ -83,7 +83,7 @@ def test_paper_takes_the_first(tmp_path):
 
 @pytest.mark.parametrize('preset', ['default', 'paper'])
 def test_training_takes_the_first_too(preset, monkeypatch, tmp_path):
-    from esma_nb import training
+    from esma_nb.evolution import train as training
     from esma_nb.datasets.rows import sample_rows
     taken = []
     def spy(rows, *args, **how):
