@@ -23,9 +23,9 @@ def answered(correct, yes, log_odds=None)->list: # Rows `(correct, yes, log_odds
 
 def payoff(
     yes_right:float, # Points for a yes claim and a right answer
-    no_right:float, # No claim, right answer
-    no_wrong:float, # No claim, wrong answer
-    yes_wrong:float, # Yes claim, wrong answer
+    no_right:float, # For a claim of no and a right answer
+    no_wrong:float, # For a claim of no and a wrong answer
+    yes_wrong:float, # For a yes claim and a wrong answer
 )->Callable: # `reward(correct, yes, log_odds=None)`, the mean points per question
     "Reward each question by claim and outcome (paper, section 3)."
     points = {(True, True): yes_right, (True, False): no_right, (True, None): min(yes_right, no_right),
