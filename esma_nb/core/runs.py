@@ -58,7 +58,7 @@ def may_write(
     "Refuse an output that is a folder, one of `inputs`, or a file of a run."
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{path} is a folder: name a file to write to")
-    if path.resolve() in [Path(p).resolve() for p in inputs]: raise ValueError(f"{path} is an input: name another file to write to")
+    if path.resolve() in [Path(p).resolve() for p in inputs]: raise ValueError(f"{path} is read from: name another file to write to")
     run = path.parent.parent if path.parent.name=='records' else path.parent if path.name in books else None
     if run and (run/'args.json').exists(): raise ValueError(f"{path} belongs to a run: name another file to write to")
 
