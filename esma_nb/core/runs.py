@@ -203,7 +203,7 @@ def seal(
     "Write a manifest with the SHA-256 of every file in `folder`."
     files = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(Path(folder).rglob('*')) if p.is_file()}
     facts = dict(facts, files=files)
-    write_json(Path(folder)/'manifest.json', dict(facts, seal=digest_of(facts)))
+    write_json(Path(folder)/'manifest.json', facts | {'seal': digest_of(facts)})
 
 def digest_of(facts:dict)->str: # SHA-256, hex
     "SHA-256 of a JSON-ready dict; the same before it is written and after it is read."
