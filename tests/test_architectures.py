@@ -45,7 +45,7 @@ SELDOM = {'openai-gpt': {}, 'modernbert-decoder': dict(local_attention=12)} | di
     xlstm=dict(head_dim=None, hidden_size=64, embedding_dim=64, num_heads=4, qk_dim_factor=1.), helium={}, arcee={}, seed_oss={}, dots1={}, xglm=dict(d_model=32, ffn_dim=48, num_layers=2, attention_heads=4), nanochat={}, vaultgemma=WINDOW|MIXED, bitnet={}, jetmoe={},
     diffllama={}, doge={}, cwm=WINDOW|MIXED, jais2={}, afmoe=WINDOW, ctrl=dict(dff=48))
 # Type of the configuration: what is said in one line
-REFUSED = dict(bert='keeps no keys and values, so it is no causal decoder', t5='it is an encoder-decoder', rwkv='writes to its own weights while it answers')
+REFUSED = dict(bert='keeps no keys and values, so it is no causal decoder', t5='it is an encoder-decoder', rwkv='changes its own weights during inference')
 
 def config_of(kind, **more):
     known,left_alone = CONFIG_MAPPING[kind](),{k for k,v in more.items() if v is None}
