@@ -84,20 +84,19 @@ class Reader:
         room:int, # Most tokens that will be added to a row
     )->torch.Tensor: # Logits of each row's next token, `(rows, vocabulary)`
         "Read all of `rows` in two passes: the prefixes, one row a kind, then the rest of every row."
-        groups,full = sorted(set(kinds)),shares_prefixes(self.model)
-        members = {g: [r for r,k in zip(rows, kinds) if k==g] for g in groups}
-        shared = {g: common_prefix(members[g]) if full else 0 for g in groups}
+        members = {g: [r for r,k in zip(rows, kinds) if k==g] for g in sorted(set(kinds))}
+        shared = {g: common_prefix(m) if shares_prefixes(self.model) else 0 for g,m in members.items()}
         ids,mask = left_pad([r[shared[k]:] for r,k in zip(rows, kinds)], self.pad, self.model.device)
         cache = None
         if any(shared.values()):
-            cache,head_mask = self.prefixes([members[g][0][:shared[g]] for g in groups], groups, kinds)
+            cache,head_mask = self.prefixes([m[0][:shared[g]] for g,m in members.items()], list(members), kinds)
             mask = torch.cat([head_mask, mask], 1)
         self.kinds,self.mask = kinds,mask
         if self.tell: self.tell(runs(kinds))
         logits,self.cache = forward(self.model, ids, mask, cache)
         return logits
 
-    def prefixes(self, heads, groups, kinds): # Part of `start`: `(cache, mask)` of the prefixes, copied to the rows of their kind
+    def prefixes(self, heads, groups, kinds): # Their `(cache, mask)`, copied to the rows of each kind
         ids,mask = left_pad(heads, self.pad, self.model.device)
         if self.tell: self.tell(runs(groups))
         _,cache = forward(self.model, ids, mask)
@@ -123,12 +122,13 @@ def keeps_keys(
 )->bool: # Can rows be padded, and removed?
     "Whether the model's cache consists of keys and values for each token only."
     if model._is_stateful or 'past_key_values' not in signature(model.forward).parameters: return False
-    def has_keys(layer): return isinstance(layer, (DynamicLayer, DummyLayer)) and not isinstance(layer, LinearAttentionLayer)
-    return all(map(has_keys, DynamicCache(config=model.config).layers))
+    layers = DynamicCache(config=model.config).layers
+    if any(isinstance(layer, LinearAttentionLayer) for layer in layers): return False
+    return all(isinstance(layer, (DynamicLayer, DummyLayer)) for layer in layers)
 
 # %% ../../nbs/engines/03_prefix_cache.ipynb #e5219908
 class UnpaddedReader:
-    "Batched decoding without padding: rows of one length form a group, and a group stays until all of its rows are done."
+    "Batched decoding without padding: rows of one length form a group that stays until all of them are done."
     def __init__(self,
         model, # Any causal language model
         tell=None, # As in `Reader`
@@ -162,7 +162,7 @@ class UnpaddedReader:
 
     def logits(self): return torch.stack([self.groups[g]['logits'][j] for g,j in self.places])
 
-# %% ../../nbs/engines/03_prefix_cache.ipynb #c5261d7c
+# %% ../../nbs/engines/03_prefix_cache.ipynb #8247d1a0
 @patch
 def read(self:UnpaddedReader, group, ids): # The group, after `ids`
     seen,told = torch.cat([group['seen'], ids], 1),group['memory'] is not None

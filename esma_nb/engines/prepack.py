@@ -11,7 +11,7 @@ from torch import nn
 
 # %% ../../nbs/engines/02_prepack.ipynb #67330012
 def can_pack(weight)->bool:
-    "Whether oneDNN can multiply with a packed `weight`: on a CPU, in float32, or in bfloat16 if the processor supports it."
+    "Whether oneDNN can multiply with a packed `weight`: CPU only; bfloat16 only if the processor supports it."
     ops = torch.ops.mkldnn
     if weight.device.type!='cpu' or not torch.backends.mkldnn.is_available(): return False
     if not hasattr(ops, '_linear_pointwise'): return False
