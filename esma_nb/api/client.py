@@ -62,7 +62,7 @@ def address(
         raise ValueError(f'--base_url {base_url!r} is no address such as http://127.0.0.1:8000/v1')
     return url
 
-# %% ../../nbs/api/02_client.ipynb #42ff4390
+# %% ../../nbs/api/02_client.ipynb #e9ccd32d
 class Remote:
     "A model behind an OpenAI-compatible API; it remembers which parameters the server accepts."
     def __init__(self,
@@ -83,10 +83,11 @@ class Remote:
         self.model,self.base_url,self.key,self.transport = model,base_url,key,transport
         self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
         self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
-        self.wishes,self.agreed = wishes | (thinks if enable_thinking else {}) | wanted,set() # `agreed`: accepted by the server
+        self.wishes,self.agreed = wishes | (thinks if enable_thinking else {}) | wanted,set() # Accepted so far
         self.lost,self.until = 0,inf # Failed prompts in a row; deadline for retries
         self.names,self.spelled = {},set() # Words by token id; languages that were looked up
-        self.tokenizes,self.opened = True,0 # Is there a `/tokenize`? Replies that closed a reasoning block without opening it
+        self.tokenizes = True # Does the server have `/tokenize`?
+        self.opened = 0 # Replies that closed a reasoning block without opening it
         self.throttle,self.random = Throttle(concurrency),Random(seed)
 
     def client(self): # The SDK's client, without its retries: they consider one request, ours consider all
@@ -191,7 +192,7 @@ async def spell(self:Remote, client, lang):
 # %% ../../nbs/api/02_client.ipynb #bbe3f724
 @patch
 async def answer(self:Remote, client, prompt)->RemoteReply:
-    "The reply to one prompt; the first prompt with log-odds is sent alone, so that rejected parameters cost one request each."
+    "The reply to one prompt; the first prompt with log-odds is sent alone, to learn the accepted parameters once."
     if not prompt.lang or prompt.lang in self.spelled: return await self.asked(client, prompt)
     async with self.looking:
         if prompt.lang not in self.spelled:
