@@ -19,7 +19,7 @@ regex_signs = re.compile(r'\([^()]*\|[^()]*\)|\\[sdwSDW](?:[?*+{]|(?![A-Za-z]))|
     r'|\[[a-z0]-[a-z9]\]|\(\?[:=!]|\w\([^()|]{1,4}\)\?\w?')
 
 def answer_list(value)->list: # Every accepted answer
-    "Accepted answers from a list, from a list written in JSON or Python, from text with `|` between answers, or after `####`."
+    "The answers in a list, in a string with a JSON or Python list or `|` between answers, or after `####`."
     if isinstance(value, str): value = _from_text(value)
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(v, (dict, list, tuple)) for v in values):
