@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM,AutoModelForSeq2SeqLM,AutoTokenize
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from esma_nb import surgery
 from esma_nb.evolution.es import fingerprint
-from esma_nb.engines.hf import generate,local_ask
+from esma_nb.engines.hf import generate_ids,local_ask
 from esma_nb.engines.llama import reader_of
 from esma_nb.engines.models import encode,find_model,load_model,quiet,save_model,stored
 from esma_nb.engines.prepack import pack
@@ -76,7 +76,7 @@ def says_what_generate_says(base):
     pack(model)
     rows,limits = encode(tokenizer, PROMPTS),[8, 3, 8]*2
     expected = [alone(other, r, n) for r,n in zip(rows, limits)]
-    assert generate(model, rows, ['direct']*3+['meta']*3, limits)[0]==expected
+    assert generate_ids(model, rows, ['direct']*3+['meta']*3, limits)[0]==expected
     assert len({tuple(r) for r,n in zip(expected, limits) if n==8})>1, 'a model that always says the same proves nothing'
     replies = local_ask(model, tokenizer)(PROMPTS)
     assert all(r.text is not None and not r.failed for r in replies) and None not in [r.log_odds for r in replies[3:]]

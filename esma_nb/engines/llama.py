@@ -36,8 +36,8 @@ def attend(
     def together(x): return x.transpose(0, 1).reshape(heads, rows*n, -1)
     def apart(x): return x.view(heads, rows, n, -1).transpose(0, 1)
     weights = torch.cat([apart(together(q) @ far_keys), q@keys + hidden], -1).softmax(-1)
-    far = far_keys.shape[-1]
-    return apart(together(weights[..., :far]) @ far_values) + weights[..., far:]@values
+    n_far = far_keys.shape[-1]
+    return apart(together(weights[..., :n_far]) @ far_values) + weights[..., n_far:]@values
 
 # %% ../../nbs/engines/04_llama.ipynb #ed1f5915
 class LeanReader:
@@ -110,21 +110,21 @@ def ask(self:LeanReader, i, q, used, spans, far, hidden): # Attention of layer `
 
 # %% ../../nbs/engines/04_llama.ipynb #4e598230
 @patch
-def start(self:LeanReader, rows:list, kinds:list, room:int)->torch.Tensor: # As in `Reader`
+def start(self:LeanReader, rows:list, kinds:list, max_new_tokens:int)->torch.Tensor: # As in `Reader`
     "Read the prefixes, one row a kind, then the rest of every row."
     self.spans = runs(kinds)
     if len(self.spans)>len(set(kinds)): raise ValueError('rows of one kind must be neighbours')
     shared = [common_prefix(rows[a:b]) for _,a,b in self.spans]
-    heads = [(kind, rows[a][:n]) for (kind,a,_),n in zip(self.spans, shared)]
-    self.far = self.beginnings(heads)
+    prefixes = [(kind, rows[a][:n]) for (kind,a,_),n in zip(self.spans, shared)]
+    self.far = self.beginnings(prefixes)
     tails = [r[n:] for (_,a,b),n in zip(self.spans, shared) for r in rows[a:b]]
-    self.keys,self.values = self.room(len(rows), max(map(len, tails))+room)
+    self.keys,self.values = self.room(len(rows), max(map(len, tails))+max_new_tokens)
     offset = torch.tensor([n for (_,a,b),n in zip(self.spans, shared) for _ in range(a, b)], device=self.model.device)
     return self.logits(self.read(tails, self.spans, self.far, offset))
 
 @patch
-def beginnings(self:LeanReader, heads)->list: # Keys and values of all layers, one pair a prefix
-    kinds,rows = zip(*heads)
+def beginnings(self:LeanReader, prefixes)->list: # Keys and values of all layers, one pair a prefix
+    kinds,rows = zip(*prefixes)
     nothing = [t[:, 0] for t in self.room(1, 0)]
     width = max(map(len, rows))
     if not width: return [nothing]*len(rows)
@@ -133,7 +133,7 @@ def beginnings(self:LeanReader, heads)->list: # Keys and values of all layers, o
     self.read(rows, runs(kinds), [nothing]*len(rows), offset)
     return [(self.keys[:, i, :, :, width-len(r):], self.values[:, i, :, width-len(r):]) for i,r in enumerate(rows)]
 
-# %% ../../nbs/engines/04_llama.ipynb #3d409d90
+# %% ../../nbs/engines/04_llama.ipynb #5f6628ba
 @patch
 def next(self:LeanReader, tokens)->torch.Tensor: # Logits, as from `start`
     "Read one more token of every row."
@@ -159,8 +159,8 @@ def keep(self:LeanReader, rows): # Indices of the rows to keep, ascending
     self.far = [f for f,(_,a,b) in zip(self.far, self.spans) if b>a]
     self.spans = [(kind, a, b) for kind,a,b in self.spans if b>a]
     if self.tell: self.tell(self.spans)
-    for room in (self.keys, self.values):
-        for layer in room: layer[:len(rows)] = layer[rows] # In place, one layer at a time, to allocate no second cache
+    for stored in (self.keys, self.values):
+        for layer in stored: layer[:len(rows)] = layer[rows] # In place, one layer at a time, to allocate no second cache
     self.keys,self.values = self.keys[:, :len(rows)],self.values[:, :len(rows)]
     self.hidden,self.at = self.hidden[rows],self.at[rows]
 

@@ -143,12 +143,12 @@ class UnpaddedReader:
             mine = [i for i,r in enumerate(rows) if len(r)==n]
             for j,i in enumerate(mine): self.places[i] = len(self.groups),j
             ids = torch.tensor([rows[i] for i in mine], device=self.model.device)
-            self.groups.append(self.read(dict(kinds=[kinds[i] for i in mine], seen=ids[:, :0], memory=None), ids))
+            self.groups.append(self.read(dict(kinds=[kinds[i] for i in mine], token_ids=ids[:, :0], memory=None), ids))
         return self.logits()
 
     def next(self, tokens)->torch.Tensor: # Logits, as from `start`
         for g in {g for g,_ in self.places}:
-            ids = self.groups[g]['seen'][:, -1:].clone() # Finished rows repeat their last token; it is not used
+            ids = self.groups[g]['token_ids'][:, -1:].clone() # Finished rows repeat their last token; it is not used
             mine = [(j, i) for i,(h,j) in enumerate(self.places) if h==g]
             at,of = map(list, zip(*mine))
             ids[at, 0] = tokens[of]
@@ -162,18 +162,18 @@ class UnpaddedReader:
 
     def logits(self): return torch.stack([self.groups[g]['logits'][j] for g,j in self.places])
 
-# %% ../../nbs/engines/03_prefix_cache.ipynb #8247d1a0
+# %% ../../nbs/engines/03_prefix_cache.ipynb #ab9e3b98
 @patch
 def read(self:UnpaddedReader, group, ids): # The group, after `ids`
-    seen,told = torch.cat([group['seen'], ids], 1),group['memory'] is not None
-    new,how = (ids, {self.memory: group['memory']}) if told else (seen, {})
-    if self.memory=='past_key_values': how |= self.positions(seen, new)
+    token_ids,told = torch.cat([group['token_ids'], ids], 1),group['memory'] is not None
+    new,how = (ids, {self.memory: group['memory']}) if told else (token_ids, {})
+    if self.memory=='past_key_values': how |= self.positions(token_ids, new)
     if self.tell: self.tell(runs(group['kinds']))
     out = self.model(input_ids=new, use_cache=bool(self.memory), **how)
     memory = getattr(out, self.memory, None) if self.memory else None
-    return group | dict(seen=seen, memory=memory, logits=out.logits[:, -1])
+    return group | dict(token_ids=token_ids, memory=memory, logits=out.logits[:, -1])
 
 @patch
-def positions(self:UnpaddedReader, seen, new): # As transformers' `generate` passes them
-    at = torch.arange(seen.shape[1]-new.shape[1], seen.shape[1], device=seen.device)[None].expand(len(seen), -1)
-    return {k: v for k,v in dict(attention_mask=torch.ones_like(seen), position_ids=at).items() if k in self.known}
+def positions(self:UnpaddedReader, token_ids, new): # As transformers' `generate` passes them
+    at = torch.arange(token_ids.shape[1]-new.shape[1], token_ids.shape[1], device=token_ids.device)[None].expand(len(token_ids), -1)
+    return {k: v for k,v in dict(attention_mask=torch.ones_like(token_ids), position_ids=at).items() if k in self.known}
