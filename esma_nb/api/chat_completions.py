@@ -65,8 +65,8 @@ def spoken(
     if not isinstance(message, dict): message = dict(content=message)
     content = message.get('content')
     said = in_parts(choice.get('text') if content is None else content)
-    names = 'reasoning','reasoning_content','thinking','reasoning_details'
-    fields = (plain(message.get(k)).strip() for k in names)
+    keys = 'reasoning','reasoning_content','thinking','reasoning_details'
+    fields = (plain(message.get(k)).strip() for k in keys)
     said['reasoning'] = next((f for f in fields if f), '') or said['reasoning'].strip()
     said['refusal'] = plain(message.get('refusal')).strip() or said['refusal'].strip()
     return said,message
@@ -80,9 +80,9 @@ def usage_number(
     return ceil(value) if 0<value<1e8 else None
 
 # %% ../../nbs/api/01_chat_completions.ipynb #c34feab1
-ends = {name: end for end,names in dict(length='length max_tokens model_length',
+ends = {word: end for end,words in dict(length='length max_tokens model_length',
     filter='content_filter safety prohibited_content sensitive recitation', tool='tool_calls function_call tool_use',
-    error='error network_error insufficient_system_resource abort cancelled failed').items() for name in names.split()}
+    error='error network_error insufficient_system_resource abort cancelled failed').items() for word in words.split()}
 # White space and special tokens
 _nothing = r'(\s|[\u200b-\u200f\u2060\ufeff\x00]|<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>)*'
 
@@ -119,7 +119,7 @@ def choice_of(
     if error: raise LookupError(f'{error}')
     return choice
 
-# %% ../../nbs/api/01_chat_completions.ipynb #db030290
+# %% ../../nbs/api/01_chat_completions.ipynb #731f3f8d
 def bill_of(
     body:dict, # A completion
     words:str, # All of its text, reasoning included
@@ -202,8 +202,8 @@ def decode(
     key:str, # The API key, which is removed
 ): # Without the key, NaN and halves of surrogate pairs; ValueError where it is not JSON
     "Parse the body of a response safely."
-    plain = json.dumps(unframed(text), ensure_ascii=False)
-    body = json.loads(scrub(plain, key).encode(errors='replace'), parse_constant=lambda _: None)
+    text = json.dumps(unframed(text), ensure_ascii=False)
+    body = json.loads(scrub(text, key).encode(errors='replace'), parse_constant=lambda _: None)
     return body[0] if isinstance(body, list) and len(body)==1 else body
 
 # %% ../../nbs/api/01_chat_completions.ipynb #86c0d8ac

@@ -24,7 +24,7 @@ from .chat_completions import retry_after,sort_trouble,starts_inside,thinks,usag
 class Throttle:
     "Adaptive concurrency limit: higher after a success, halved when the server is overloaded."
     def __init__(self, most:int): # Upper limit of concurrent requests
-        self.most,self.limit,self.climbing,self.cut,self.until = most,1.,True,-inf,-inf
+        self.most,self.limit,self.climbing,self.cut,self.paused_until = most,1.,True,-inf,-inf
         self.open()
 
     def open(self): # Each event loop needs a new condition; `shut` is the reason to start no more requests
@@ -33,7 +33,7 @@ class Throttle:
     def more(self): self.limit = min(self.most, self.limit + (1 if self.climbing else 1/self.limit))
 
     def fewer(self, began:float, wait:float): # `began`: when the rejected request was sent; `wait`: seconds
-        self.until = max(self.until, monotonic()+wait)
+        self.paused_until = max(self.paused_until, monotonic()+wait)
         if began>self.cut: self.limit,self.climbing,self.cut = max(1., self.limit/2),False,monotonic()
 
     @asynccontextmanager
@@ -43,7 +43,7 @@ class Throttle:
         if self.shut: raise ConnectionError(self.shut)
         self.busy += 1
         try:
-            while (wait := self.until-monotonic())>0: await asyncio.sleep(wait)
+            while (wait := self.paused_until-monotonic())>0: await asyncio.sleep(wait)
             yield monotonic()
         finally:
             self.busy -= 1
@@ -62,7 +62,7 @@ def address(
         raise ValueError(f'--base_url {base_url!r} is no address such as http://127.0.0.1:8000/v1')
     return url
 
-# %% ../../nbs/api/02_client.ipynb #e9ccd32d
+# %% ../../nbs/api/02_client.ipynb #a17e4cdd
 class Remote:
     "A model behind an OpenAI-compatible API; it remembers which parameters the server accepts."
     def __init__(self,
@@ -84,7 +84,7 @@ class Remote:
         self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
         self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
         self.wishes,self.agreed = wishes | (thinks if enable_thinking else {}) | wanted,set() # Accepted so far
-        self.lost,self.until = 0,inf # Failed prompts in a row; deadline for retries
+        self.failures,self.until = 0,inf # Failed prompts in a row; deadline for retries
         self.names,self.spelled = {},set() # Words by token id; languages that were looked up
         self.tokenizes = True # Does the server have `/tokenize`?
         self.opened = 0 # Replies that closed a reasoning block without opening it
@@ -228,8 +228,8 @@ async def asked(self:Remote, client, prompt)->RemoteReply:
 @patch
 def counted(self:Remote, reply:RemoteReply)->RemoteReply: # The same
     "Stop the run after 20 failed prompts in a row."
-    self.lost = self.lost+1 if reply.failed and not reply.failed.startswith('refused') else 0
-    if self.lost>=20: self.stop(f'20 prompts in a row failed, the last with: {reply.failed}')
+    self.failures = self.failures+1 if reply.failed and not reply.failed.startswith('refused') else 0
+    if self.failures>=20: self.stop(f'20 prompts in a row failed, the last with: {reply.failed}')
     return reply
 
 @patch
