@@ -15,12 +15,11 @@ from pathlib import Path
 from time import monotonic,perf_counter
 from ..metrics.matching import matchers
 from ..core.cli import command
-from ..core.runs import append_lines,held,open_run,read_json,read_lines,whole,write_json
+from ..core.runs import append_lines,held,read_json,read_lines,whole,write_json
 from ..datasets.registry import load_rows
-from ..datasets.rows import describe
 from ..api.chat_completions import at_most,cost,price_of
 from ..api.client import Remote,address,together
-from .evaluate import choices,claim_of,failures,load_records,record,report,scores,with_bar
+from .evaluate import choices,claim_of,close_evaluation,failures,load_records,open_evaluation,record,scores,with_bar
 
 # %% ../../nbs/evaluation/03_api_jobs.ipynb #da964244
 def rewrite(path, lines): # Atomic: all lines or no change
@@ -140,7 +139,7 @@ def measure(
     claim, # How the model is asked whether it knows
     match, # From a reply and the accepted answers to True if it is right
     price:tuple, # Dollars per million tokens, in and out
-    **budget, # `max_cost` and `max_minutes`
+    **budget, # `max_cost` and `max_minutes`; None: no limit
 )->dict: # For `summary.json`
     "Print the maximum cost, evaluate, and print the real cost."
     path = out/'records'/f'{name}.jsonl'
@@ -154,7 +153,7 @@ def measure(
             bar.update()
             if thinking_noticed(record, remote, told): print(told[0])
             bar.set_postfix_str(f'${spent:.4f}' if spent else '')
-        return evaluate_remote(path, remote, rows, claim, match, price, **budget, progress=progress)
+        return evaluate_remote(path, remote, rows, claim, match, price, **given(**budget), progress=progress)
     try: records = with_bar(path, len(rows), work)
     except ConnectionError:
         if why := failures(load_records(path)): print(why)
@@ -210,16 +209,14 @@ def eval_api(
 ):
     "Measure what a remote model knows and whether it knows that it knows; the same command again resumes."
     args = {k: v for k,v in locals().items() if k not in not_in_args}
-    rate,budget = checked_price(model, price, max_cost),given(max_cost=max_cost, max_minutes=max_minutes)
+    rate,key = checked_price(model, price, max_cost),key_named(key_env, base_url)
     made = choices(preset, matcher=matcher, decoding=decoding, meta_chat=True)
     how,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens),matchers[made['matcher']]
-    remote = Remote(model, base_url, key_named(key_env, base_url), concurrency, timeout, tries, max_reasoning_tokens, seed,
-        enable_thinking=enable_thinking, **wishes(made, reasoning_effort))
+    wanted = wishes(made, reasoning_effort) | dict(enable_thinking=enable_thinking)
+    remote = Remote(model, base_url, key, concurrency, timeout, tries, max_reasoning_tokens, seed, **wanted)
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, made['clean'])
     out = Path(output_dir or f"out/api-{Path(model).name}-{Path(dataset).stem}-{claim}")
-    open_run(out, args, counts=counts, choices=made)
-    print(f"{dataset}: {describe(counts)}; records in {out}")
-    with held(out): result = measure(out, remote, rows, claim, how, match, rate, **budget)
-    write_json(out/'summary.json', result | dict(counts=counts, choices=made))
-    report(out)
+    open_evaluation(out, args, counts, made)
+    with held(out): result = measure(out, remote, rows, claim, how, match, rate, max_cost=max_cost, max_minutes=max_minutes)
+    close_evaluation(out, result, counts, made)
     return result['scores']

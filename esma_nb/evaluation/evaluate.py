@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['presets', 'readings', 'decodings', 'Record', 'record', 'evaluate', 'columns', 'scores', 'load_records', 'is_of',
            'evaluate_into', 'record_files', 'rematch', 'in_words', 'failures', 'pick', 'choices', 'limits_of',
-           'claim_of', 'chooser', 'differs', 'report', 'with_bar', 'local_model', 'eval_model', 'score']
+           'claim_of', 'chooser', 'differs', 'report', 'open_evaluation', 'close_evaluation', 'with_bar', 'local_model',
+           'eval_model', 'score']
 
 # %% ../../nbs/evaluation/00_evaluate.ipynb #16a7af70
 import json,re
@@ -234,6 +235,14 @@ def report(run, match=None): # What `esma_nb_eval` and `esma_nb_score` print
         if why := failures(records): print(f'{why}\n')
         print(scores(records)._repr_markdown_())
 
+def open_evaluation(out, args, counts, made, **about): # Open the run's folder, and print what it will hold
+    open_run(out, args, counts=counts, choices=made, **about)
+    print(f"{args['dataset']}: {describe(counts)}; records in {out}")
+
+def close_evaluation(out, result, counts, made): # Write `summary.json`, and print the scores
+    write_json(out/'summary.json', result | dict(counts=counts, choices=made))
+    report(out)
+
 def with_bar(path, total, work): # `work(bar)`; an interrupt says how far it got
     from tqdm import tqdm
     with tqdm(total=total, unit='question', disable=None) as bar:
@@ -290,13 +299,11 @@ def eval_model(
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, made['clean'])
     ask,place = local_model(args, made, batch_size, device)
     out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{claim}")
-    open_run(out, args, counts=counts, choices=made, device=place)
-    print(f"{dataset}: {describe(counts)}; records in {out}")
+    open_evaluation(out, args, counts, made, device=place)
     path = out/'records'/f'{claim}.jsonl'
     def work(bar): return evaluate_into(path, ask, rows, how, match, batch_size, lambda done: bar.update(done-bar.n))
     with held(out): result = scores(with_bar(path, len(rows), work)).asdict()
-    write_json(out/'summary.json', dict(scores=result, counts=counts, choices=made))
-    report(out)
+    close_evaluation(out, dict(scores=result), counts, made)
     print(f"\nnext: esma_nb_report {out} (figures), esma_nb_compare {out} OTHER (against another run)")
     return result
 
