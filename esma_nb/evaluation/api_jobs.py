@@ -211,12 +211,12 @@ def eval_api(
     args = {k: v for k,v in locals().items() if k not in not_in_args}
     rate,key = checked_price(model, price, max_cost),key_named(key_env, base_url)
     made = choices(preset, matcher=matcher, decoding=decoding, meta_chat=True)
-    how,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens),matchers[made['matcher']]
+    elicit,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens),matchers[made['matcher']]
     wanted = wishes(made, reasoning_effort) | dict(enable_thinking=enable_thinking)
     remote = Remote(model, base_url, key, concurrency, timeout, tries, max_reasoning_tokens, seed, **wanted)
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, made['clean'])
     out = Path(output_dir or f"out/api-{Path(model).name}-{Path(dataset).stem}-{claim}")
     open_evaluation(out, args, counts, made)
-    with held(out): result = measure(out, remote, rows, claim, how, match, rate, max_cost=max_cost, max_minutes=max_minutes)
+    with held(out): result = measure(out, remote, rows, claim, elicit, match, rate, max_cost=max_cost, max_minutes=max_minutes)
     close_evaluation(out, result, counts, made)
     return result['scores']

@@ -205,10 +205,10 @@ def claim_of(
     made:dict, # As from `choices`
     claim:str='meta', # How the model is asked whether it knows
     wording:str='paper', # Which meta question
-    **how, # `lang`, `max_new_tokens` and `chat`
+    **options, # `lang`, `max_new_tokens` and `chat`
 )->Claim:
     "The claim, asked and read as the protocol says."
-    return claim_named(claim, wording, **how, **{k: made[k] for k in ('meta_chat', 'meta_tokens')}, reads=readings[made['reading']])
+    return claim_named(claim, wording, **options, **{k: made[k] for k in ('meta_chat', 'meta_tokens')}, reads=readings[made['reading']])
 
 def chooser(
     made:dict, # As from `choices`
@@ -295,13 +295,13 @@ def eval_model(
     args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device')}
     args |= limits_of(preset, args)
     made = choices(preset, matcher=matcher, decoding=decoding)
-    how,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens, chat=chat),matchers[made['matcher']]
+    elicit,match = claim_of(made, claim, wording, lang=lang, max_new_tokens=max_new_tokens, chat=chat),matchers[made['matcher']]
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, made['clean'])
     ask,place = local_model(args, made, batch_size, device)
     out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{claim}")
     open_evaluation(out, args, counts, made, device=place)
     path = out/'records'/f'{claim}.jsonl'
-    def work(bar): return evaluate_into(path, ask, rows, how, match, batch_size, lambda done: bar.update(done-bar.n))
+    def work(bar): return evaluate_into(path, ask, rows, elicit, match, batch_size, lambda done: bar.update(done-bar.n))
     with held(out): result = scores(with_bar(path, len(rows), work)).asdict()
     close_evaluation(out, dict(scores=result), counts, made)
     print(f"\nnext: esma_nb_report {out} (figures), esma_nb_compare {out} OTHER (against another run)")

@@ -111,9 +111,9 @@ def examples(
 # %% ../../nbs/reports/01_report.ipynb #cf8d28fb
 def aside(records:list)->dict: # `{what: (how many, share, interval)}`
     "Counts that the scores do not show: failed rows, unreadable claims, answers of several lines."
-    many = {'records': lambda r: True, 'failed': lambda r: r.failed, 'unreadable claims': lambda r: r.unparsed,
+    tests = {'records': lambda r: True, 'failed': lambda r: r.failed, 'unreadable claims': lambda r: r.unparsed,
         'answers over several lines': lambda r: '\n' in (r.direct_output or '').strip()}
-    all,n = len(records),{what: sum(bool(is_so(r)) for r in records) for what,is_so in many.items()}
+    all,n = len(records),{what: sum(bool(is_so(r)) for r in records) for what,is_so in tests.items()}
     return {what: (k, k/max(all, 1), None if what=='records' else wilson(k, all)) for what,k in n.items()}
 
 def failures(records:list, most=3)->list: # `(why, how many)`, the most frequent first
@@ -122,10 +122,10 @@ def failures(records:list, most=3)->list: # `(why, how many)`, the most frequent
 def facts(run:Run)->dict: # `{what: text}`
     "Model, data, claim, protocol and counts of a run."
     args,counts = shareable(run.about.get('args', {})),run.about.get('counts', {})
-    told = {k: args.get(k) for k in 'model dataset split lang claim preset matcher reward_type seed'.split()}
-    told |= dict(questions=describe(counts) if 'kept' in counts else None, iterations=len(run.lines) or None)
-    told |= {k: differs(v) if k=='choices' else v for k,v in run.about.items() if k not in ('args', 'counts', 'versions')}
-    return {k.replace('_', ' '): str(v) for k,v in told.items() if v not in (None, '', [], {})}
+    found = {k: args.get(k) for k in 'model dataset split lang claim preset matcher reward_type seed'.split()}
+    found |= dict(questions=describe(counts) if 'kept' in counts else None, iterations=len(run.lines) or None)
+    found |= {k: differs(v) if k=='choices' else v for k,v in run.about.items() if k not in ('args', 'counts', 'versions')}
+    return {k.replace('_', ' '): str(v) for k,v in found.items() if v not in (None, '', [], {})}
 
 # %% ../../nbs/reports/01_report.ipynb #a88adfad
 def pictures(runs:list)->list: # `Picture`s
