@@ -16,7 +16,7 @@ from warnings import catch_warnings,simplefilter
 import numpy as np
 from ..metrics.calibration import reliability_bins,risk_coverage,roc_curve
 from ..metrics.scores import MetaScores,corrected,label,mark,shown
-from ..evaluation.evaluate import scores
+from ..evaluation.records import scores
 
 # %% ../../nbs/reports/00_figures.ipynb #3f9bcb67
 ink,known,unknown = '#767676','#1b9e8f','#d9603b'

@@ -23,7 +23,8 @@ from ..metrics.scores import MetaScores,auroc_first,corrected,label,mark,notes,s
 from ..core.cli import command
 from ..core.runs import public,read_json,read_lines,shareable,whole
 from ..datasets.rows import describe
-from ..evaluation.evaluate import differs,load_records,record_files
+from ..evaluation.records import load_records,record_files
+from ..evaluation.protocol import differs
 from .figures import confidence,counts,dprime,inline,learning,palette,picture,reliability,risk,roc,series
 
 # %% ../../nbs/reports/01_report.ipynb #f13264fb
