@@ -20,7 +20,8 @@ from ..engines.models import load_model
 from ..engines.encoding import encode
 from ..engines.llama import reader_of
 from ..engines.hf import local_ask
-from ..evaluation.evaluate import columns,evaluate
+from ..evaluation.records import columns
+from ..evaluation.evaluate import evaluate
 from ..evolution.es import standardize
 from ..evolution.population import Team
 from ..evolution.trainer import Campaign

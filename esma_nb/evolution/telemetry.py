@@ -9,7 +9,7 @@ __all__ = ['outcome', 'for_reward', 'telemetry', 'glance', 'per_cent', 'equal_re
 # %% ../../nbs/evolution/06_telemetry.ipynb #99430742
 from collections import Counter
 from ..metrics.scores import MetaScores,bracketed,signs
-from ..evaluation.evaluate import columns
+from ..evaluation.records import columns
 
 # %% ../../nbs/evolution/06_telemetry.ipynb #3623c497
 def outcome(

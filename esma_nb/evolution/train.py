@@ -16,7 +16,8 @@ from ..rewards.rewards import reward_named
 from ..core.cli import command
 from ..core.runs import held,open_run,read_json
 from ..datasets.rows import describe,sample_rows
-from ..evaluation.evaluate import choices,differs,limits_of,load_records,scores
+from ..evaluation.records import load_records,scores
+from ..evaluation.protocol import choices,differs,limits_of
 
 # %% ../../nbs/evolution/08_train.ipynb #cf48d099
 recipes = dict(

@@ -20,7 +20,9 @@ from ..metrics.scores import MetaScores,bracketed,mark
 from ..rewards.rewards import reward_named
 from ..core.runs import append_lines,digest_of,read_lines,whole,write_json
 from ..datasets.rows import sample_rows
-from ..evaluation.evaluate import chooser,choices,claim_of,evaluate,evaluate_into,load_records,scores
+from ..evaluation.records import load_records,scores
+from ..evaluation.protocol import chooser,choices,claim_of
+from ..evaluation.evaluate import evaluate,evaluate_into
 from .telemetry import glance,outcome,telemetry,warnings_of
 
 # %% ../../nbs/evolution/07_trainer.ipynb #1318ad62

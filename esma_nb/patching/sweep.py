@@ -16,7 +16,9 @@ from ..metrics.scores import auroc_first,bracketed,caution,corrected,label,signs
 from ..core.cli import command
 from ..core.runs import held,open_run,whole
 from ..datasets.rows import describe
-from ..evaluation.evaluate import chooser,choices,claim_of,evaluate_into,load_records,scores
+from ..evaluation.records import load_records,scores
+from ..evaluation.protocol import chooser,choices,claim_of
+from ..evaluation.evaluate import evaluate_into
 from ..reports.figures import ink,palette,whiskers
 from .commands import number
 

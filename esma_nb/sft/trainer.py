@@ -19,7 +19,7 @@ from ..metrics.matching import matchers
 from ..core.runs import append_lines,read_lines,whole,write_json
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import claim_named
-from ..evaluation.evaluate import load_records,scores
+from ..evaluation.records import load_records,scores
 from ..evolution.telemetry import warnings_of
 from ..evolution.trainer import best_of,brief,measure
 from .examples import ask_whether_right,tokenized
