@@ -24,7 +24,7 @@ def alone(request, tmp_path_factory):
 
 ODD = '''
 import sys,time
-from esma_nb import population
+from esma_nb.evolution import population
 deal = population.Team.deal
 def odd(self, hands, name):
     for hand in deal(self, {order}, name):
