@@ -181,6 +181,7 @@ def moves(delta:Delta, base:Weights, name:str):
         if delta.about['rule']=='add': yield values.float()
         else: yield values.float() - (b if mask is None else only(b, mask)).float()
 
+# %% ../../nbs/patching/02_deltas.ipynb #48bb77ca
 def stored(delta, base, name):
     # Yields a slice, the values before, a mask of the stored numbers (None: all), and the stored values (None: none)
     place,dtype,done = base.tensors[name],delta.tensors[name].dtype,0
