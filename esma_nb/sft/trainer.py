@@ -168,13 +168,13 @@ def forget_later(self:Course): # Delete lines and records of iterations after th
 def summary(self:Course, digest:str)->dict: # What is written
     "Write `summary.json`: scores before, after and best on held-out questions, and before and after on training questions."
     t = max(self.measured)
-    asked = sum(r.seconds or 0 for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
+    generating = sum(r.seconds or 0 for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
     lines = read_lines(self.out/'metrics.jsonl')
     records = load_records(self.out/'records'/f'iter{t:06d}.jsonl')
     warned = warnings_of(lines, self.measured[0], self.measured[t], records)
     result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(), best=best_of(self.measured),
         learned=dict(before=self.learned[0].asdict(), after=self.learned[t].asdict()), iterations=t,
-        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, model_sha256=digest)
+        seconds=round(sum(m['seconds'] for m in lines)+generating, 1), warnings=warned, model_sha256=digest)
     write_json(self.out/'summary.json', result)
     return result
 
@@ -190,7 +190,7 @@ def due(self:Course, t:int):
         self.held_out(t)
         self.shown.measured(self.measured[t], t)
 
-# %% ../../nbs/sft/02_trainer.ipynb #9c76c0a1
+# %% ../../nbs/sft/02_trainer.ipynb #3543399d
 @patch
 def go(self:Course)->dict: # What `summary.json` holds; None in all processes but the main one
     "Evaluate, train, evaluate, save; what is already on disk is not computed again."
@@ -201,11 +201,10 @@ def go(self:Course)->dict: # What `summary.json` holds; None in all processes bu
         try:
             self.held_out(0)
             self.open_books()
-            how = dict(held_out=self.measured, main=self.team.main, say=self.log)
-            self.shown = tracker(self.args['log_with'], self.out, self.args, **how)
+            a,main = self.args,self.team.main
+            self.shown = tracker(a['log_with'], self.out, a, self.measured, main, self.log)
             if self.shown.hint: self.log(self.shown.hint)
-            hidden = None if self.team.main else True
-            with tqdm(total=self.total, initial=self.done, unit='step', disable=hidden) as bar:
+            with tqdm(total=self.total, initial=self.done, unit='step', disable=None if main else True) as bar:
                 self.due(self.done)
                 while self.done<self.total:
                     m = self.advance()
