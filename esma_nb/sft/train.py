@@ -73,6 +73,7 @@ def prepare(args:dict, out:Path, teach, team, log): # A `Course`, or None if the
     team.wait()
     return course
 
+# %% ../../nbs/sft/03_train.ipynb #6bcff9e7
 def announced(args:dict)->str: # The first line that a run prints
     what = 'answers' if args['task']=='sft' else 'answers and claims' if args['answers'] else 'claims'
     return (f"fine-tuning {args['model']} on {what}: {args['num_epochs']} epochs, batch size {args['batch_size']}, "
