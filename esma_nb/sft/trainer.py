@@ -92,7 +92,7 @@ def right(self:Course, t:int)->dict: # From question_id to a bool; empty where t
         rows,began = list({r['question_id']: r for r in soon}.values()),perf_counter()
         how = self.match,self.team,self.args['eval_batch_size'],self.between
         right = ask_whether_right(self.ask, rows, self.claim, *how)
-        self.labels = dict(iteration=start, right=right, seconds=perf_counter()-began)
+        self.labels = {'iteration': start, 'right': right, 'seconds': perf_counter()-began}
         if self.team.main: append_lines(self.out/'labels.jsonl', [self.labels])
     return self.labels['right']
 
@@ -190,7 +190,7 @@ def due(self:Course, t:int):
         self.held_out(t)
         self.shown.measured(self.measured[t], t)
 
-# %% ../../nbs/sft/02_trainer.ipynb #3543399d
+# %% ../../nbs/sft/02_trainer.ipynb #ebb0a780
 @patch
 def go(self:Course)->dict: # What `summary.json` holds; None in all processes but the main one
     "Evaluate, train, evaluate, save; what is already on disk is not computed again."
