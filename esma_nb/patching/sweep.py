@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fields', 'points', 'put', 'choose', 'sweep_into', 'flat', 'save_rows', 'read_sweep', 'curves', 'bars', 'flags_of',
-           'cell', 'sweep', 'points_of', 'ready', 'lot', 'host', 'finish']
+           'cell', 'sweep', 'points_of', 'ready', 'with_progress', 'lot', 'host', 'finish']
 
 # %% ../../nbs/patching/07_sweep.ipynb #f9631a0b
 import csv
@@ -101,7 +101,7 @@ def read_sweep(path)->list: # What `save_rows` wrote
 
 # %% ../../nbs/patching/07_sweep.ipynb #adab369d
 def curves(ax, rows, field):
-    "Score by percent of the changes applied. Bars: 95 % intervals, pale where d′ depends on its correction; x axis not to scale."
+    "Score by percent of changes applied, with 95 % intervals, pale where d′ depends on its correction; x not to scale."
     rows = [r for r in rows if r[field] is not None]
     ends = [r for r in rows if r['rule'] in ('base', 'tuned')]
     at = {p: i for i,p in enumerate(sorted({r['percent'] for r in rows}))}
@@ -113,7 +113,8 @@ def curves(ax, rows, field):
         ax.plot(list(line), list(line.values()), color=color, label=rule)
         bars(ax, [at[r['percent']]+(i-1)*.1+(r['seed'] or 0)*.03 for r in own], own, field, color)
     bars(ax, [at[r['percent']] for r in ends], ends, field, ink)
-    ax.set(xticks=list(at.values()), xticklabels=[f'{p:g}' for p in at], xlabel='% of changes applied', ylabel=label(field))
+    ax.set_xticks(list(at.values()), [f'{p:g}' for p in at])
+    ax.set(xlabel='% of changes applied', ylabel=label(field))
     ax.legend()
 
 def bars(ax, x, rows, field, color): # Points with their intervals
@@ -147,7 +148,7 @@ def sweep(
     preset:str='default', # default, or paper: what the public code does
     chat:bool=True, # Use the model's chat template
     batch_size:int=50, # Questions per batch
-    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: by the model's context
+    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit
     max_new_tokens:int=32, # Longest answer in tokens
     seed:int=42, # Samples the questions, and the replies where they are sampled
     dtype:str='auto', # float32, bfloat16 or auto
@@ -165,13 +166,11 @@ def sweep(
     before,delta = ready(out, base, tuned, args, counts=counts, choices=made)
     ask,parameters = host(before.folder, dtype, device, 2*batch_size, max_input_length, made, seed)
     print(f"{dataset}: {describe(counts)}; {len(todo)} models; records in {out}")
-    match,total = matchers[made['matcher']],len(questions)
-    def measure(path, done): return evaluate_into(path, ask, questions, how, match, batch_size, done)
-    from tqdm import tqdm
-    with held(out), tqdm(total=len(todo)*total, unit='question', disable=None) as bar:
-        rows = sweep_into(out, todo, before, delta, parameters, measure, total, lambda n: bar.update(n-bar.n))
-    finish(out, rows)
-    return rows
+    total = len(questions)
+    def measure(path, done):
+        return evaluate_into(path, ask, questions, how, matchers[made['matcher']], batch_size, done)
+    def work(update): return sweep_into(out, todo, before, delta, parameters, measure, total, update)
+    return finish(out, with_progress(work, out, len(todo)*total))
 
 # %% ../../nbs/patching/07_sweep.ipynb #d835b013
 def points_of(p, rules, seeds)->dict: # `points`, from arguments of the command line
@@ -190,11 +189,15 @@ def ready(out, base, tuned, args, **more): # Create or reopen the run folder; `W
     open_run(out, args | dict(base_sha256=sha256_weights(before), tuned_sha256=sha256_weights(after)), **more)
     return before,open_delta(path) if path.exists() else extract(before, after, path, names=(base, tuned))
 
+def with_progress(work, out, total)->list: # Call `work` with a callback for a progress bar, holding the run folder
+    from tqdm import tqdm
+    with held(out), tqdm(total=total, unit='question', disable=None) as bar: return work(lambda n: bar.update(n-bar.n))
+
 def lot(seed): # A seed of the command line, as an integer
     try: return int(str(seed))
     except ValueError: raise ValueError(f"{seed!r} is no seed: give whole numbers") from None
 
-def host(folder, dtype, device, batch_size, max_input_length, made, seed): # Load the model: its `ask`, and its parameters
+def host(folder, dtype, device, batch_size, max_input_length, made, seed): # A model's `ask` and its parameters
     from esma_nb.engines.hf import local_ask
     from esma_nb.engines.models import load_model
     from esma_nb.engines.prepack import pack
@@ -202,7 +205,7 @@ def host(folder, dtype, device, batch_size, max_input_length, made, seed): # Loa
     parameters = dict(net.named_parameters())
     return local_ask(net, tokenizer, batch_size, max_input_length, chooser(made, net, seed)),parameters | pack(net)
 
-def finish(out, rows): # Draw the figures and print the table
+def finish(out, rows)->list: # Draw the figures and print the table; the rows again
     from esma_nb.reports.figures import picture
     drawn = auroc_first(fields[:4])
     for f in drawn:
@@ -213,3 +216,4 @@ def finish(out, rows): # Draw the figures and print the table
         print(f"{name:>9} {r['percent']:>5g} %  " + '  '.join(f'{label(f)} {cell(r, f)}' for f in drawn))
     print(*caution([flags_of(r, 'd_prime_type2') for r in rows if r['d_prime_type2'] is not None]), sep='\n')
     print(f"\nwritten to {out}: sweep.csv and {len(drawn)} figures")
+    return rows
