@@ -52,7 +52,7 @@ def judged(
     def judge(f, p):
         seconds,bound,tokens = f['seconds'],sum(least(batch, p) for batch in f['lengths']),sum(map(sum, f['lengths']))
         return {k: v for k,v in f.items() if k!='lengths'} | dict(tokens=tokens, tokens_a_second=tokens/seconds,
-            ratio=first/seconds, least_seconds=bound, share=bound/seconds, precision=p)
+            ratio=first/seconds, share=bound/seconds, precision=p) | {'least_seconds': bound}
     return {name: judge(f, precision[name]) for name,f in found.items()}
 
 # %% ../../nbs/bench/02_bench.ipynb #110289c8
