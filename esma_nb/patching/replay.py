@@ -23,7 +23,8 @@ def at_iteration(
     from esma_nb.evolution.checkpoint import in_order,resume
     from esma_nb.engines.models import load_model
     for name in ('args.json', 'journal.jsonl'):
-        if not (run/name).exists(): raise FileNotFoundError(f"{run} is no run folder of esma_nb_train: it has no {name}")
+        if not (run/name).exists():
+            raise FileNotFoundError(f"{run} is no run folder of esma_nb_train: it has no {name}")
     args,journal = read_json(run/'args.json')['args'],read_lines(run/'journal.jsonl')
     in_order(journal, run/'journal.jsonl')
     t = len(journal) if iteration is None else iteration
