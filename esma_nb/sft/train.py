@@ -28,7 +28,7 @@ def resolve(
     task:str, # `sft` or `sft_meta`
     args:dict, # Arguments of the command; None asks for the recipe's value
 )->dict: # The same, with the recipe's values instead of None
-    "Fill in arguments that were not given: the recipe of the embedded model or, for any other model, that of the paper."
+    "Fill in arguments that were not given, from the recipe of the embedded model or, for any other, of the paper."
     recipe = recipes[task]['demo' if args['model']=='demo' and args['dataset'] in (None, 'demo') else 'paper']
     return dict(task=task) | {k: recipe[k] if v is None and k in recipe else v for k,v in args.items()}
 
@@ -38,8 +38,8 @@ def check(args:dict):
     from esma_nb.integrations.hub import may_upload
     from esma_nb.integrations.trackers import known_tracker
     positive,count = (lambda x: x>0, 'give a number above 0'),(lambda x: x>=1, 'give 1 or more')
-    wanted = dict(learning_rate=positive, max_grad_norm=positive, num_epochs=count, batch_size=count, eval_batch_size=count,
-        warmup_ratio=(lambda x: 0<=x<1, 'give a share from 0 to below 1'),
+    wanted = dict(learning_rate=positive, max_grad_norm=positive, num_epochs=count, batch_size=count,
+        eval_batch_size=count, warmup_ratio=(lambda x: 0<=x<1, 'give a share from 0 to below 1'),
         label_interval=(lambda x: (x or 0)>=0, 'give a number of steps, or 0 to label once'))
     for k,(fits,hint) in wanted.items():
         if not fits(args[k]): raise ValueError(f"{k} is {args[k]}: {hint}")
@@ -73,7 +73,7 @@ def prepare(args:dict, out:Path, teach, team, log): # A `Course`, or None if the
     team.wait()
     return course
 
-# %% ../../nbs/sft/03_train.ipynb #6bcff9e7
+# %% ../../nbs/sft/03_train.ipynb #131609b9
 def announced(args:dict)->str: # The first line that a run prints
     what = 'answers' if args['task']=='sft' else 'answers and claims' if args['answers'] else 'claims'
     return (f"fine-tuning {args['model']} on {what}: {args['num_epochs']} epochs, batch size {args['batch_size']}, "
@@ -101,12 +101,12 @@ def run(args:dict, output_dir:str, teach, by)->dict: # What `summary.json` holds
 @command
 def sft(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str=None, # Name of a set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, else fictional_qa
+    dataset:str=None, # A set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, else fictional_qa
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # Number of training questions, sampled with the seed; default: all
-    num_val_samples:int=None, # Held-out questions for evaluation; default: 490 for demo, else all of the other half or split
+    num_val_samples:int=None, # Held-out questions to evaluate; default: 490 for demo, else all of the other half
     learning_rate:float=None, # Peak learning rate; default: 0.0001 for demo, else 0.00002
     weight_decay:float=None, # Weight decay of AdamW; default: 0
     num_epochs:int=None, # Passes over the training questions; default: 10
@@ -117,7 +117,7 @@ def sft(
     chat:bool=True, # Use the model's chat template
     meta_chat:bool=True, # Evaluate the meta question with the chat template too; the public code does not
     eval_batch_size:int=128, # Questions per batch in evaluation; halved when memory runs out
-    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: by the model's context
+    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit
     max_new_tokens:int=32, # Longest generated answer in tokens; training examples are never cut
     evaluate_interval:int=0, # Steps between evaluations; 0: before and after training only
     model_save_interval:int=500, # Steps between checkpoints; 0: only the final model
@@ -138,14 +138,14 @@ def sft(
 @command
 def sft_meta(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str=None, # Name of a set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, else trivia_qa
+    dataset:str=None, # A set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, else trivia_qa
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # Number of training questions, sampled with the seed; default: all
-    num_val_samples:int=None, # Held-out questions for evaluation; default: 490 for demo, else 1000
+    num_val_samples:int=None, # Held-out questions to evaluate; default: 490 for demo, else 1000
     answers:bool=False, # Train on the answers as well, with labels from before the first step (after R-Tuning)
-    label_interval:int=32, # Steps between renewals of the labels; 1: every step, as in the paper; 0: label once, at the start
+    label_interval:int=32, # Steps between renewals of the labels; 1: every step, as in the paper; 0: only at the start
     learning_rate:float=None, # Peak learning rate; default: 0.00002
     weight_decay:float=None, # Weight decay of AdamW; default: 0
     num_epochs:int=None, # Passes over the training questions; default: 2
@@ -156,7 +156,7 @@ def sft_meta(
     chat:bool=True, # Use the model's chat template
     meta_chat:bool=True, # Evaluate the meta question with the chat template too; the public code does not
     eval_batch_size:int=128, # Questions per batch in evaluation; halved when memory runs out
-    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: by the model's context
+    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit
     max_new_tokens:int=32, # Longest generated answer in tokens; training examples are never cut
     evaluate_interval:int=0, # Steps between evaluations; 0: before and after training only
     model_save_interval:int=500, # Steps between checkpoints; 0: only the final model
