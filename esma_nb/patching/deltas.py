@@ -129,7 +129,7 @@ PICKLE = ("is a pickle, which can run any program when it is opened, so it is no
     "with safetensors.torch.save_file, and patch with --force")
 
 PICKLE_SUFFIXES = '.pkl', '.pt', '.pth', '.bin'
-def is_pickle(path, start): # By its first 9 bytes; a length in a safetensors header may look like a pickle's first bytes
+def is_pickle(path, start): # By its first 9 bytes; the length of a safetensors header may look like a pickle
     return start[8:]!=b'{' and (start[:1]==b'\x80' or start[:4]==b'PK\x03\x04') or path.suffix in PICKLE_SUFFIXES
 
 def open_delta(
@@ -181,7 +181,7 @@ def moves(delta:Delta, base:Weights, name:str):
         if delta.about['rule']=='add': yield values.float()
         else: yield values.float() - (b if mask is None else only(b, mask)).float()
 
-# %% ../../nbs/patching/02_deltas.ipynb #48bb77ca
+# %% ../../nbs/patching/02_deltas.ipynb #37327554
 def stored(delta, base, name):
     # Yields a slice, the values before, a mask of the stored numbers (None: all), and the stored values (None: none)
     place,dtype,done = base.tensors[name],delta.tensors[name].dtype,0
