@@ -49,7 +49,7 @@ def least_work(
     model, # A causal language model
     prompts:list, # Lists of rows of token ids; the rows of one list share their prefix
     lengths:list, # Of every reply, in tokens
-)->dict: # `prefill` and `step`: operations of the prompts and of 1 token; `steps`: active rows; `weights`: read per step
+)->dict: # `prefill` and `step`: operations of prompts and of 1 token; `steps`: active rows; `weights`: read per step
     "Count the operations that no implementation can avoid: each prefix, prompt token and reply token once."
     head = model.get_output_embeddings().weight
     tables = {id(head)} | {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
