@@ -145,13 +145,13 @@ def set_up_engines(self:Campaign):
     from esma_nb.engines.llama import reader_of
     from esma_nb.evolution.lowrank import Crew,ask_together
     a,is_low = self.args,self.args['perturbation']=='lowrank'
-    asking = self.tokenizer,2*a['batch_size'],a['max_input_length'],self.choose
+    engine_args = self.tokenizer,2*a['batch_size'],a['max_input_length'],self.choose
     think = dict(enable_thinking=a['enable_thinking'], max_reasoning_tokens=a['max_reasoning_tokens'])
-    self.places = [(m, local_ask(net, *asking, self.read or reader_of, **think, warn=self.log))
+    self.places = [(m, local_ask(net, *engine_args, self.read or reader_of, **think, warn=self.log))
         for m,net in copies(self.model, self.master, 1 if is_low else a['abreast'])]
     self.master.write()
     self.master,self.ask = self.places[0]
-    self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *asking, **think) if is_low else None
+    self.ask_crew = ask_together(Crew(self.model, self.master.params, a['rank']), *engine_args, **think) if is_low else None
 
 # %% ../../nbs/evolution/07_trainer.ipynb #ee2f3cbd
 @patch
