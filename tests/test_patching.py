@@ -4,11 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file,save_file
-<<<<<<< HEAD
-from esma_nb.patching import commands as surgery
-=======
 from esma_nb.patching import commands
->>>>>>> w-v6
 from esma_nb.engines.models import load_model,quiet,save_model
 from esma_nb.patching.tensors import open_weights,sha256_weights
 
