@@ -3,13 +3,15 @@ import json
 from contextlib import redirect_stdout
 from io import StringIO
 import pytest,torch
-from esma_nb.prompts.elicitation import claim_named
-from esma_nb.evaluation.records import load_records
+from servers import KEY,Server
+from esma_nb.api.client import Remote
+from esma_nb.evaluation.records import load_records,record
 from esma_nb.evaluation.protocol import choices,claim_of
 from esma_nb.evaluation.evaluate import eval_model
 from esma_nb.sft.examples import tokenized
 from esma_nb.engines.hf import local_ask
 from esma_nb.engines.models import load_model,save_model
+from esma_nb.metrics.matching import matchers
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 COUNTRIES = 'France Japan Brazil Nauru Tuvalu Palau Peru Kenya Chad Oman Mali Fiji'.split()
@@ -129,3 +131,44 @@ def test_the_switch_of_the_template(thinker):
     on = local_ask(model, tokenizer, enable_thinking=True, max_reasoning_tokens=100, warn=heard.append)(prompts)
     assert [r.reasoning for r in on]==['Yes? No?', 'Yes? No?'] and [r.text for r in on]==['Yes', 'No']
     assert all(r.reasoning is None for r in off) or heard
+
+# The same through an API: what the server sends besides the answer is reasoning that says the opposite
+
+def sent(content, end='stop', **fields): # How the server answers
+    def send(handler, asked):
+        text = 'Yes' if 'Do you know' in str(asked) else 'City 1'
+        message = dict(role='assistant', content=content(text)) | {k: f(text) for k,f in fields.items()}
+        handler.say(200, json.dumps(dict(model='thinker', choices=[dict(index=0, message=message, finish_reason=end)], usage=dict(prompt_tokens=50, completion_tokens=30))))
+    return send
+
+WHY = 'City 1? Yes? No? I don\'t know.'
+WHOLE = {f'block {i}': sent(lambda text, b=b: b(WHY, text)) for i,b in enumerate(BLOCKS)} | dict(
+    closing_tag_only=sent(lambda text: f'{WHY}</think>\n\n{text}'), reasoning_content=sent(lambda text: text, reasoning_content=lambda text: WHY),
+    reasoning=sent(lambda text: text, reasoning=lambda text: WHY), parts=sent(lambda text: [dict(type='thinking', thinking=WHY), dict(type='text', text=text)]),
+    channels_without_tokens=sent(lambda text: f'analysis{WHY}assistantfinal{text}'))
+UNFINISHED = dict(block=sent(lambda text: f'<think>{WHY}', 'length'), block_that_stopped=sent(lambda text: f'<think>{WHY}'), reasoning_only=sent(lambda text: None, 'length', reasoning_content=lambda text: WHY),
+    channel=sent(lambda text: f'<|channel|>analysis<|message|>{WHY}', 'length'))
+API_ROW = dict(question_id='1', question='What is the capital of Country 1?', answers=['City 1'])
+
+def through_api(send, name, preset, **how):
+    server,made = Server(lambda server, body, n: send),choices(preset, meta_chat=True)
+    try:
+        claim = claim_of(made, name)
+        remote = Remote('thinker', server.url, KEY, timeout=5, tries=1, **how)
+        replies = remote([f(API_ROW['question']) for f in (claim.direct, claim.extra) if f])
+    finally: server.close()
+    return record(API_ROW, claim, matchers[made['matcher']], *replies)
+
+@pytest.mark.parametrize('preset', ['default', 'paper'])
+@pytest.mark.parametrize('kind', WHOLE)
+def test_an_api_that_reasons(kind, preset):
+    r = through_api(WHOLE[kind], 'meta', preset)
+    assert (r.direct_output, r.correct, r.meta_output, r.yes, r.failed)==('City 1', True, 'Yes', True, None)
+    if kind!='block 2': assert 'I don' in r.direct_reasoning
+    assert through_api(WHOLE[kind], 'idk', preset).yes is True
+
+@pytest.mark.parametrize('preset', ['default', 'paper'])
+@pytest.mark.parametrize('kind', UNFINISHED)
+def test_an_api_that_never_gets_to_its_answer(kind, preset):
+    r = through_api(UNFINISHED[kind], 'meta', preset)
+    assert (r.correct, r.yes, r.unparsed)==(None, None, False) and r.failed, r
