@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM,AutoModelForSeq2SeqLM,AutoTokenize
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from esma_nb.patching import commands as surgery
 from esma_nb.evolution.es import fingerprint
-from esma_nb.engines.hf import generate,local_ask
+from esma_nb.engines.hf import generate_ids,local_ask
 from esma_nb.engines.llama import reader_of
 from esma_nb.engines.encoding import encode
 from esma_nb.engines.models import find_model,load_model,quiet,save_model,stored
@@ -46,7 +46,7 @@ SELDOM = {'openai-gpt': {}, 'modernbert-decoder': dict(local_attention=12)} | di
     xlstm=dict(head_dim=None, hidden_size=64, embedding_dim=64, num_heads=4, qk_dim_factor=1.), helium={}, arcee={}, seed_oss={}, dots1={}, xglm=dict(d_model=32, ffn_dim=48, num_layers=2, attention_heads=4), nanochat={}, vaultgemma=WINDOW|MIXED, bitnet={}, jetmoe={},
     diffllama={}, doge={}, cwm=WINDOW|MIXED, jais2={}, afmoe=WINDOW, ctrl=dict(dff=48))
 # Type of the configuration: what is said in one line
-REFUSED = dict(bert='keeps no keys and values, so it is no causal decoder', t5='it is an encoder-decoder', rwkv='writes to its own weights while it answers')
+REFUSED = dict(bert='keeps no keys and values, so it is no causal decoder', t5='it is an encoder-decoder', rwkv='changes its own weights during inference')
 
 def config_of(kind, **more):
     known,left_alone = CONFIG_MAPPING[kind](),{k for k,v in more.items() if v is None}
@@ -77,7 +77,7 @@ def says_what_generate_says(base):
     pack(model)
     rows,limits = encode(tokenizer, PROMPTS),[8, 3, 8]*2
     expected = [alone(other, r, n) for r,n in zip(rows, limits)]
-    assert generate(model, rows, ['direct']*3+['meta']*3, limits)[0]==expected
+    assert generate_ids(model, rows, ['direct']*3+['meta']*3, limits)[0]==expected
     assert len({tuple(r) for r,n in zip(expected, limits) if n==8})>1, 'a model that always says the same proves nothing'
     replies = local_ask(model, tokenizer)(PROMPTS)
     assert all(r.text is not None and not r.failed for r in replies) and None not in [r.log_odds for r in replies[3:]]

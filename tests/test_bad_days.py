@@ -142,10 +142,12 @@ def test_a_checkpoint_that_was_cut_at_twenty_places(whole, base, tmp_path):
 
 def in_shards(folder, n=3): # The same checkpoint, as a large model's is saved
     tensors = load_file(folder/'model.safetensors')
-    names = sorted(tensors)
+    names,digest_then = sorted(tensors),json.loads((folder/'manifest.json').read_text())['model_sha256']
     (folder/'model.safetensors').unlink(), (folder/'manifest.json').unlink()
-    for i in range(n): save_file({k: tensors[k] for k in names[i::n]}, folder/f'model-{i+1:05d}-of-{n:05d}.safetensors', metadata=dict(format='pt'))
-    seal(folder, iteration=3)
+    files = {k: f'model-{i+1:05d}-of-{n:05d}.safetensors' for i in range(n) for k in names[i::n]}
+    for f in set(files.values()): save_file({k: tensors[k] for k in names if files[k]==f}, folder/f, metadata=dict(format='pt'))
+    (folder/'model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map=files)))
+    seal(folder, iteration=3, model_sha256=digest_then)
 
 def flip(path, at, bit):
     data = bytearray(path.read_bytes())

@@ -5,7 +5,8 @@ import pytest
 from servers import KEY,Server
 from esma_nb.api.client import Remote,together
 from esma_nb.prompts.elicitation import by_logits,by_meta
-from esma_nb.evaluation.evaluate import choices,claim_of,failures,record
+from esma_nb.evaluation.records import failures,record
+from esma_nb.evaluation.protocol import choices,claim_of
 from esma_nb.metrics.matching import matchers
 from esma_nb.prompts.templates import Reply,direct_prompt,meta_prompt
 from esma_nb.evaluation.api_jobs import evaluate_remote,measure

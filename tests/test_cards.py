@@ -94,8 +94,8 @@ def test_the_card_of_a_real_run(run):
     assert {k: again[k] for k in args}==args
     assert read_json(run/'summary.json')['model_sha256'] in text and 'private' not in text
 
-@pytest.mark.parametrize('task,more,says', [('sft', {}, 'on the answers to questions'), ('sft_meta', {}, 'by gradient (SFT) to say truthfully'),
-    ('sft_meta', dict(answers=True), 'and the answers with it')])
+@pytest.mark.parametrize('task,more,says', [('sft', {}, 'on the answers to questions'), ('sft_meta', {}, 'with gradients (SFT) to say truthfully'),
+    ('sft_meta', dict(answers=True), 'together with the answers')])
 def test_the_card_of_a_gradient_run(tmp_path, task, more, says):
     import shlex
     import esma_nb.sft.train

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from esma_nb.evaluation.compare import as_lines,compared
 from esma_nb.evaluation.paired import differences,mcnemar
-from esma_nb.evaluation.evaluate import Record
+from esma_nb.evaluation.records import Record
 from esma_nb.core.runs import append_lines
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1')

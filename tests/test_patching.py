@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file,save_file
-from esma_nb.patching import commands as surgery
+from esma_nb.patching import commands
 from esma_nb.engines.models import load_model,quiet,save_model
 from esma_nb.patching.tensors import open_weights,sha256_weights
 
@@ -110,7 +110,7 @@ def test_many_pieces_and_many_ties(tmp_path, rule, dtype):
         save_file(t, tmp_path/name/'model.safetensors')
         (tmp_path/name/'config.json').write_text('{}')
     ours = {k: str(tmp_path/k) for k in ('base', 'tuned', 'd.safetensors')}
-    surgery.delta(*ours.values(), rule)
+    commands.delta(*ours.values(), rule)
     assert 'layers.1.w.changed' in load_file(tmp_path/'d.safetensors')
     b,t = (torch.cat([w[n].flatten() for n in sorted(w)]) for w in (base, tuned))
     change = t.float()-b.float()
@@ -120,7 +120,7 @@ def test_many_pieces_and_many_ties(tmp_path, rule, dtype):
     kept = [(dict(top=10.), rank<270_000), (dict(top=60.), rank<1_620_000), (dict(bottom=90.), rank>=270_000),
         (dict(band=[5, 95]), (rank>=135_000) & (rank<2_565_000))]
     for i,(how,keep) in enumerate(kept):
-        surgery.patch(ours['base'], ours['d.safetensors'], str(tmp_path/f'{i}'), **how)
+        commands.patch(ours['base'], ours['d.safetensors'], str(tmp_path/f'{i}'), **how)
         got = tensors(tmp_path/f'{i}')
         assert torch.equal(torch.cat([got[n].flatten() for n in sorted(got)]), torch.where(keep, t, b)), how
 

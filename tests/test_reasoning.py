@@ -4,7 +4,9 @@ from contextlib import redirect_stdout
 from io import StringIO
 import pytest,torch
 from esma_nb.prompts.elicitation import claim_named
-from esma_nb.evaluation.evaluate import choices,claim_of,eval_model,load_records
+from esma_nb.evaluation.records import load_records
+from esma_nb.evaluation.protocol import choices,claim_of
+from esma_nb.evaluation.evaluate import eval_model
 from esma_nb.sft.examples import tokenized
 from esma_nb.engines.hf import local_ask
 from esma_nb.engines.models import load_model,save_model

@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
 import pytest
-from esma_nb.evaluation.evaluate import Record
+from esma_nb.evaluation.records import Record
 from esma_nb.reports.report import page,read_runs,report
 from esma_nb.core.runs import append_lines,write_json
 from browser import browse

@@ -90,7 +90,7 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
     (['--dataset', 'trivia'], "no dataset 'trivia'"),
     (['--lang', 'tlh'], 'pick one of en'),
     (['--reward-type', 'fame'], 'esma, correct, alignment'),
-    (['--population-size', '1'], 'nobody to compare with'),
+    (['--population-size', '1'], 'use 2 or more'),
     (['--population-size', '5'], 'even number'),
     (['--sigma', '0'], 'above 0'),
     (['--num_data_per_iteration', '100000'], 'lower --num_data_per_iteration'),

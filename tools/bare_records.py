@@ -2,7 +2,7 @@
 import shutil,sys
 from dataclasses import asdict,replace
 from pathlib import Path
-from esma_nb.evaluation.evaluate import load_records,record_files
+from esma_nb.evaluation.records import load_records,record_files
 from esma_nb.core.runs import append_lines,whole
 
 def bare(record)->dict: # What is left to count: question_id, correct, yes, unparsed, failed, log_odds

@@ -1,7 +1,7 @@
 """Questions of which a model knows about half: `python tools/half_known.py RUN OUT.jsonl`, from the records of `esma_nb_eval`"""
 import json,sys
 from pathlib import Path
-from esma_nb.evaluation.evaluate import load_records,record_files
+from esma_nb.evaluation.records import load_records,record_files
 from esma_nb.datasets.rows import sample_rows
 from esma_nb.core.runs import append_lines,whole
 
