@@ -166,7 +166,7 @@ def forget_later(self:Course): # Delete lines and records of iterations after th
 # %% ../../nbs/sft/02_trainer.ipynb #53fd2045
 @patch
 def summary(self:Course, digest:str)->dict: # What is written
-    "Write `summary.json`: scores before, after and best on held-out questions, and before and after on training questions."
+    "Write `summary.json`: scores on held-out questions (before, after, best) and on training questions."
     t = max(self.measured)
     generating = sum(r.seconds or 0 for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
     lines = read_lines(self.out/'metrics.jsonl')
@@ -190,7 +190,7 @@ def due(self:Course, t:int):
         self.held_out(t)
         self.shown.measured(self.measured[t], t)
 
-# %% ../../nbs/sft/02_trainer.ipynb #ebb0a780
+# %% ../../nbs/sft/02_trainer.ipynb #95aeec63
 @patch
 def go(self:Course)->dict: # What `summary.json` holds; None in all processes but the main one
     "Evaluate, train, evaluate, save; what is already on disk is not computed again."
