@@ -141,7 +141,7 @@ def print_bench(about): # Machine, table and limits
 @command
 def bench(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str='demo', # A question set, or your own .jsonl, .csv, .tsv or .parquet
+    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     split:str=None, # `train`, `validation` or the set's own name; default: its usual evaluation split
     data_dir:str=None, # Folder to read the set from, instead of the hub
     population_size:int=4, # Members per iteration

@@ -186,7 +186,7 @@ def eval_api(
     model:str=None, # The model's name on the server
     base_url:str='https://api.openai.com/v1', # Any server with the chat completions API
     key_env:str='OPENAI_API_KEY', # Environment variable that holds the API key; `none` to send no key
-    dataset:str='demo', # A question set, or your own .jsonl, .csv, .tsv or .parquet
+    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     split:str=None, # `train`, `validation` or the set's own name for one; default: what it is usually measured on
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub

@@ -108,7 +108,7 @@ def local_model(
 @command
 def eval_model(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str='demo', # A question set, or your own .jsonl, .csv, .tsv or .parquet
+    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     split:str=None, # `train`, `validation` or the set's own name for one; default: what it is usually measured on
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub

@@ -150,7 +150,7 @@ def in_words(out:Path, result:dict)->str: # The last lines of the command
 @command
 def train(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str=None, # A question set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, trivia_qa for any other model
+    dataset:str=None, # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt; default: demo for demo, trivia_qa for any other model
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub

@@ -140,7 +140,7 @@ def sweep(
     p:list=None, # Percentages of the changes to apply; default: 0 1 5 10 20 30 50 100
     rules:list=None, # Which changes: top, bottom, random; default: all three
     seeds:list=None, # Of the random samples; default: 0
-    dataset:str='demo', # A question set, or your own .jsonl, .csv, .tsv or .parquet
+    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     split:str=None, # `train`, `validation` or the set's own name; default: its usual evaluation split
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub

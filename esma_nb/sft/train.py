@@ -101,7 +101,7 @@ def run(args:dict, output_dir:str, teach, by)->dict: # What `summary.json` holds
 @command
 def sft(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str=None, # A set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, else fictional_qa
+    dataset:str=None, # A set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt; default: demo for demo, else fictional_qa
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
@@ -138,7 +138,7 @@ def sft(
 @command
 def sft_meta(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
-    dataset:str=None, # A set, or your own .jsonl, .csv, .tsv or .parquet; default: demo for demo, else trivia_qa
+    dataset:str=None, # A set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt; default: demo for demo, else trivia_qa
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
