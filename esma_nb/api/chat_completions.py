@@ -203,7 +203,8 @@ def decode(
 ): # Without the key, NaN and halves of surrogate pairs; ValueError where it is not JSON
     "Parse the body of a response safely."
     text = json.dumps(unframed(text), ensure_ascii=False)
-    body = json.loads(scrub(text, key).encode(errors='replace'), parse_constant=lambda _: None)
+    whole = re.sub('[\ud800-\udfff]', '\ufffd', scrub(text, key)) # Not by a question mark, which would make a question of a claim
+    body = json.loads(whole, parse_constant=lambda _: None)
     return body[0] if isinstance(body, list) and len(body)==1 else body
 
 # %% ../../nbs/api/01_chat_completions.ipynb #86c0d8ac
