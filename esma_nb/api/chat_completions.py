@@ -80,14 +80,14 @@ def usage_number(
     return ceil(value) if 0<value<1e8 else None
 
 # %% ../../nbs/api/01_chat_completions.ipynb #c34feab1
-ends = {word: end for end,words in dict(length='length max_tokens model_length',
-    filter='content_filter safety prohibited_content sensitive recitation', tool='tool_calls function_call tool_use',
-    error='error network_error insufficient_system_resource abort cancelled failed').items() for word in words.split()}
+ends = {word: end for end,words in dict(length='length max_tokens model_length incomplete',
+    filter='content_filter safety prohibited_content sensitive recitation blocklist spii', tool='tool_calls function_call tool_use',
+    error='error server_error timeout network_error insufficient_system_resource abort cancelled failed').items() for word in words.split()}
 # White space and special tokens
 _nothing = r'(\s|[\u200b-\u200f\u2060\ufeff\x00]|<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>)*'
 
 def end_of(choice)->str: # One of the values of `ends`, or the server's `finish_reason` as it is
-    said = str(choice.get('finish_reason') or 'none')
+    said = str(choice.get('finish_reason') or 'none').replace('-', '_')
     return ends.get(said.lower(), said)
 
 def not_an_answer(

@@ -150,7 +150,8 @@ def token_memory(model, tokenizer, max_input_length, enable_thinking=False, max_
     "A cached tokenizer: from prompts to `(ids, truncated, opened)` each, and the ids of yes and no by language."
     known,words,context = {},{},context_length(model)
     def encoded(p):
-        room = max_input_length or (context and max(1, context-p.max_new_tokens-max_reasoning_tokens))
+        room = max_input_length or (context and context-p.max_new_tokens-max_reasoning_tokens)
+        if room is not None and room<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt: lower --max_reasoning_tokens ({max_reasoning_tokens}) or --max_new_tokens ({p.max_new_tokens})")
         ids,truncated = encode_prompt(tokenizer, p, room, enable_thinking)
         return ids,truncated,opens_reasoning(tokenizer, ids)
     def ids_of(prompts):

@@ -49,11 +49,11 @@ english = ClaimWords(
         '| must| should| can| have to)? (?:say|answer|reply|respond|return)(?: with| that)?|(?:thats|its'
         '|that is|it is)(?: definitely| probably)? an?|maybe|perhaps|probably|i (?:think|believe'
         '|guess)(?: that)?|based on my knowledge|(?:im|i am) (?:sorry|afraid)(?: but)?',
-    knows='(?:i|we)(?: do| already| actually| certainly| definitely| surely| really)? know|(?:im|i am'
+    knows='(?:i|we)(?: do| already| actually| certainly| definitely| surely| really)? know(?! (?:so |very )?(?:little|nothing))|(?:im|i am'
         r'|we are)(?: (?!not)\w+)? (?:sure|certain|confident)|i (?:can'
         r'|am able to) (?:(?!not)\w+ )?(?:answer|tell you)|(?:im|i am)(?: (?!not)\w+)? (?:aware|familiar)'
         '|i (?:have the answer|remember|recall)|(?:100 ?%|very|quite|completely|totally) (?:sure|certain)',
-    denies='(?:(?:i|we|you) )?(?:really )?(?:dont|do not|didnt|did not|cannot|cant|can not|couldnt|could not'
+    denies='i no longer know|not that i know of|i know not|(?:know|knew) (?:nothing|very little|so little)|i mean no|(?:cant|cannot) answer|(?:(?:i|we|you) )?(?:really )?(?:dont|do not|didnt|did not|cannot|cant|can not|couldnt|could not'
         r'|wouldnt|never|havent|have not|hardly|barely|no longer)(?: \w+){0,2} (?:know|recall|remember'
         '|answer (?:this|that|the|it|your)|think so|say for (?:sure|certain)|be (?:sure|certain)|heard of'
         r'|got (?:a|any) (?:clue|idea)|determine|confirm)|i (?:dont|do not|cant|cannot)(?=\W*$)|(?:im'
@@ -65,7 +65,7 @@ english = ClaimWords(
         '|foggiest)|a) (?:idea|clue)|dunno|idk|i (?:know nothing|lack)|unable to|beats me',
     hedges='maybe|perhaps|probably|possibly|most likely|i (?:guess|suppose)|i (?:think|believe|assume) (?:so'
         r'|yes|i|we)|(?:pretty|fairly|almost|somewhat|kind of|sort of)|(?:but|except|i don)(?=\W*$)',
-    neither=r'no\.? ?\d+|no (?:doubt|problem|comment|worries|matter|one|man|longer|wonder)|yes (?:is|was|means'
+    neither=r'no\.? ?\d+|no (?:doubt|problem|comment|worries|matter|one|man|wonder)|yes (?:is|was|means'
         '|m[ae]n|minister)|as far as i know|(?:let|lets) (?:me|us|you) know|you(?: do not| dont)? know'
         '|you are (?:not )?(?:sure|certain)|not yes|not no|not un(?:sure|certain)|(?:dont|do not) have (?:any|a) doubts?',
     ifs='(?<!know )(?<!sure )(?<!certain )(?<!tell )(?:if|unless|otherwise|assuming|provided'
