@@ -184,7 +184,7 @@ def test_the_published_ways_by_flag(tmp_path):
     ('sft_meta', ['--lang', 'tlh'], 'pick one of en'),
     ('sft_meta', ['--learning-rate', '0'], 'above 0'),
     ('sft_meta', ['--num_samples', '10000'], '10,000 samples wanted'),
-    ('sft_meta', ['--label-interval', '-1'], '0 for once'),
+    ('sft_meta', ['--label-interval', '-1'], '0 to label once'),
     ('sft_meta', ['--warmup_ratio', '1.5'], 'below 1'),
     ('sft', ['--dtype', 'float8'], "no dtype 'float8'"),
     ('sft', ['--seeed', '1'], 'unrecognized arguments')])

@@ -121,7 +121,7 @@ def bench(a):
         path = a.work/'bench.json'
         path.unlink(missing_ok=True)
         try:
-            of_ours('bench', '--model', model, *asked_of(a, 'trivia_qa'), '--population_size', 2 if a.toy else a.members, '--num_data_per_iteration', 4 if a.toy else 256,
+            of_ours('bench.bench', '--model', model, *asked_of(a, 'trivia_qa'), '--population_size', 2 if a.toy else a.members, '--num_data_per_iteration', 4 if a.toy else 256,
                 '--repeats', 1, '--device', a.device, '--ways', *ways, '--json', path)
             found['+'.join(ways)] = json.loads(path.read_text())
         except subprocess.CalledProcessError as e: found['+'.join(ways)] = dict(failed=str(e))
@@ -164,13 +164,13 @@ def train(a):
     out,small = a.work/('run_toy' if a.toy else 'run'),'--num_val_samples 20 --num_data_per_iteration 8 --population_size 2 --num_iterations 2'.split()
     names = SETS if a.data else ['demo']
     def measure(model, when):
-        for name in names: of_ours('evaluation', '--model', model, *asked_of(a, name), '--num_samples', 8 if a.toy else 1000, '--batch_size', 256,
+        for name in names: of_ours('evaluation.evaluate', '--model', model, *asked_of(a, name), '--num_samples', 8 if a.toy else 1000, '--batch_size', 256,
             '--device', a.device, '--output_dir', out.with_name(f'{out.name}_{when}_{name}'))
     run = ['--model', a.model, *asked_of(a, 'trivia_qa'), '--batch_size', 256, '--device', a.device, '--output_dir', out, *(small if a.toy else []), *a.train_options.split()]
     measure(a.model, 'before')
-    of_ours('training', *run, '--max_hours', a.hours)
+    of_ours('evolution.train', *run, '--max_hours', a.hours)
     done = sum(1 for _ in (out/'journal.jsonl').open())
-    if not (out/'summary.json').exists(): of_ours('training', *run, '--num_iterations', done)
+    if not (out/'summary.json').exists(): of_ours('evolution.train', *run, '--num_iterations', done)
     measure(out/'model', 'after')
     with tarfile.open(a.out/'train.tar.gz', 'w:gz') as tar:
         for p in sorted(f for folder in a.work.glob(f'{out.name}*') for f in folder.rglob('*.json*')):

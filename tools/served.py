@@ -36,11 +36,11 @@ def main(model, dataset, n, data_dir, url, concurrency):
     asyncio.run(bare(url, model, prompts[:4], concurrency)) # Loads the model
     with tempfile.TemporaryDirectory() as tmp:
         seconds = asyncio.run(bare(url, model, prompts[:half], concurrency))
-        ours = command('remote', '--model', model, '--base_url', url, '--key_env', 'none', '--concurrency', concurrency, '--timeout', 600, *data,
+        ours = command('evaluation.api_jobs', '--model', model, '--base_url', url, '--key_env', 'none', '--concurrency', concurrency, '--timeout', 600, *data,
             '--output_dir', f'{tmp}/api')
         seconds += asyncio.run(bare(url, model, prompts[half:], concurrency))
         print(f'bare client {len(prompts)/seconds:.3f} requests/s, esma_nb_eval_api {len(prompts)/ours:.3f} with its start: {seconds/ours:.1%}', flush=True)
-        command('evaluation', '--model', model, *data, '--output_dir', f'{tmp}/local')
+        command('evaluation.evaluate', '--model', model, *data, '--output_dir', f'{tmp}/local')
         far,near = (lines(f'{tmp}/{k}/records/meta.jsonl') for k in ('api', 'local'))
         same = [i for i in near if (far[i]['correct'], far[i]['yes'])==(near[i]['correct'], near[i]['yes'])]
         words = [i for i in near if (far[i]['direct_output'], far[i]['meta_output'])==(near[i]['direct_output'], near[i]['meta_output'])]
