@@ -78,9 +78,9 @@ def test_search(address, browser):
     assert any('detection.html' in l for l in links), links
 
 def test_without_javascript(address, browser):
-    b = browser(script=False).open(address+'detection.html')
+    b = browser(script=False).open(address+'metrics/signal_detection.html')
     root = b.call('DOM.getDocument', depth=0)['root']['nodeId']
-    for wanted in ('main h2', 'main pre code', 'a.sidebar-link[href="prompts.html"]'):
+    for wanted in ('main h2', 'main pre code', 'a.sidebar-link[href$="prompts/templates.html"]'):
         node = b.call('DOM.querySelector', nodeId=root, selector=wanted)['nodeId']
         assert node and b.call('DOM.getBoxModel', nodeId=node)['model']['height'] > 5, wanted   # It can be seen
 
