@@ -1,7 +1,7 @@
 """Measure, improve and understand whether a language model knows what it knows"""
 __version__ = "0.1.0"
 
-_modules = dict(load_model='engines.models', local_ask='engines.hf', load_rows='datasets.registry', by_meta='prompts.elicitation',
+_modules = dict(load_model='engines.models', hf_engine='engines.hf', load_rows='datasets.registry', meta_claim='prompts.elicitation',
     evaluate='evaluation.evaluate', scores='evaluation.records', train='evolution.train', sft_meta='sft.train',
     compare='evaluation.compare', report='reports.report')
 __all__ = list(_modules)

@@ -26,10 +26,10 @@ class Moment:
     def __init__(self, target, when, about='', visits=N, main=False): self.__dict__.update(locals())
 
 moments = dict(
-    asking=Moment('esma_nb.evolution.population:visit_all', 'in'), # A population is being asked
+    asking=Moment('esma_nb.evolution.population:evaluate_members', 'in'), # A population is being asked
     measuring=Moment('esma_nb.evaluation.evaluate:evaluate_into', 'in', visits=N+1), # Held-out questions
-    update=Moment('esma_nb.evolution.es:Master.step', 'in'), # The master is being moved
-    stepped=Moment('esma_nb.evolution.es:Master.step', 'after'), # It was, and nobody has written it down
+    update=Moment('esma_nb.evolution.es:MasterWeights.update', 'in'), # The master is being moved
+    stepped=Moment('esma_nb.evolution.es:MasterWeights.update', 'after'), # It was, and nobody has written it down
     metrics=Moment('esma_nb.core.runs:append_lines', 'after', r'metrics\.jsonl', main=True), # Metrics' line there, journal's not
     torn=Moment('esma_nb.core.runs:append_lines', 'torn', r'journal\.jsonl', main=True), # Half of a journal's line
     journal=Moment('esma_nb.core.runs:append_lines', 'after', r'journal\.jsonl', main=True), # The line is there, the checkpoint is not

@@ -5,7 +5,7 @@ from hashlib import blake2b
 from pathlib import Path
 import pytest
 from servers import KEY,Server,claims_to,knows
-from esma_nb.api.client import Remote
+from esma_nb.api.client import APIEngine
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 ENV = dict(os.environ, MY_KEY=KEY, TQDM_DISABLE='1', NO_PROXY='127.0.0.1', no_proxy='127.0.0.1', OPENAI_LOG='debug')
@@ -152,7 +152,7 @@ def test_time_is_up(serve, questions):
     assert done.returncode==0 and 'the budget left out' in done.stdout, done.stderr[-500:]
 
 def ask(server, prompts, **how):
-    remote = Remote('unkind', server.url, KEY, **how)
+    remote = APIEngine('unkind', server.url, KEY, **how)
     return remote,remote(prompts)
 
 def prompts(n): return [p(f'What is the capital of Country {i}?') for i in range(n) for p in (direct_prompt, meta_prompt)]

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM,AutoModelForSeq2SeqLM,AutoTokenize
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from esma_nb.patching import commands as surgery
 from esma_nb.evolution.es import fingerprint
-from esma_nb.engines.hf import generate_ids,local_ask
-from esma_nb.engines.llama import reader_of
+from esma_nb.engines.hf import generate_ids,hf_engine
+from esma_nb.engines.llama import decoder_for
 from esma_nb.engines.encoding import encode
-from esma_nb.engines.models import find_model,load_model,quiet,save_model,stored
+from esma_nb.engines.models import find_model,load_model,quiet,save_model,stored_tensors
 from esma_nb.engines.prepack import pack
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 from esma_nb.patching.replay import at_iteration
@@ -79,7 +79,7 @@ def says_what_generate_says(base):
     expected = [alone(other, r, n) for r,n in zip(rows, limits)]
     assert generate_ids(model, rows, ['direct']*3+['meta']*3, limits)[0]==expected
     assert len({tuple(r) for r,n in zip(expected, limits) if n==8})>1, 'a model that always says the same proves nothing'
-    replies = local_ask(model, tokenizer)(PROMPTS)
+    replies = hf_engine(model, tokenizer)(PROMPTS)
     assert all(r.text is not None and not r.failed for r in replies) and None not in [r.log_odds for r in replies[3:]]
 
 HOW = dict(dataset='demo', num_iterations=2, population_size=2, num_data_per_iteration=4, num_val_samples=4, sigma=.05, alpha=.05, reward_type='lean', max_new_tokens=4,
@@ -90,7 +90,7 @@ def is_one_model(run, capsys):
     said,sha = capsys.readouterr().out,json.loads((run/'summary.json').read_text())['model_sha256']
     assert 'going back' not in said and sha==sha256_weights(open_weights(run/'model'))
     with quiet(): loaded = AutoModelForCausalLM.from_pretrained(run/'model').eval()
-    assert sha==fingerprint(stored(loaded))
+    assert sha==fingerprint(stored_tensors(loaded))
     return loaded
 
 def cut_after_the_first(run, folder):

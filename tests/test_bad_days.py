@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest,torch
 from safetensors.torch import load_file,save_file
 from esma_nb.evaluation.evaluate import eval_model
-from esma_nb.evolution.es import Master,fingerprint
-from esma_nb.evolution.checkpoint import resume,save_checkpoint
-from esma_nb.engines.models import cast,load_model
+from esma_nb.evolution.es import MasterWeights,fingerprint
+from esma_nb.evolution.checkpoint import resume_weights,save_checkpoint
+from esma_nb.engines.models import cast_parameters,load_model
 from esma_nb.evolution.optimizers import Adam
 from esma_nb.patching.replay import replay_run
-from esma_nb.core.runs import append_lines,held,read_lines,seal
+from esma_nb.core.runs import append_lines,lock_run,read_lines,write_manifest
 from esma_nb.evolution.train import train
 from kills import Run,iterations
 
@@ -49,13 +49,13 @@ def cut_off(whole, tmp_path):
 @pytest.fixture(scope='module')
 def base():
     model,tokenizer = load_model('demo', 'float32', 'cpu')
-    return model,tokenizer,{n: w.clone() for n,w in Master(model).weights.items()}
+    return model,tokenizer,{n: w.clone() for n,w in MasterWeights(model).weights.items()}
 
 def resumed(base, out)->tuple: # Fingerprint of the weights where the journal ends, and what was said on the way
     model,_,weights = base
-    master,said = Master(model),[]
+    master,said = MasterWeights(model),[]
     for n,w in weights.items(): master.weights[n].copy_(w)
-    resume(master, out/'checkpoints', read_lines(out/'journal.jsonl'), said.append)
+    resume_weights(master, out/'checkpoints', read_lines(out/'journal.jsonl'), said.append)
     return fingerprint(master.state()),said
 
 # ---- A full disk
@@ -70,7 +70,7 @@ def room_for(n): # No file may grow beyond `n` bytes; the error is that of a ful
 @pytest.mark.parametrize('room', [0, 100, 10_000, 100_000, 2_000_000])
 def test_a_checkpoint_that_does_not_fit(base, tmp_path, room):
     model,tokenizer,_ = base
-    master = Master(model)
+    master = MasterWeights(model)
     save_checkpoint(tmp_path/'iter000001', model, tokenizer, master, 1)
     before = {p.name: p.read_bytes() for p in (tmp_path/'iter000001').iterdir()}
     with room_for(room), pytest.raises(OSError, match='make space') as e: save_checkpoint(tmp_path/'iter000002', model, tokenizer, master, 2)
@@ -78,9 +78,9 @@ def test_a_checkpoint_that_does_not_fit(base, tmp_path, room):
     assert {p.name: p.read_bytes() for p in (tmp_path/'iter000001').iterdir()}==before
     save_checkpoint(tmp_path/'iter000002', model, tokenizer, master, 2)
 
-def test_a_memory_of_the_optimiser_that_does_not_fit(base, tmp_path):
+def test_a_memory_of_the_optimizer_that_does_not_fit(base, tmp_path):
     model,tokenizer,_ = base
-    master = Master(model)
+    master = MasterWeights(model)
     state = {f'{k}/{n}': w.view(-1).clone() for n,w in master.weights.items() for k in ('mean', 'square')}
     with room_for(4_000_000), pytest.raises(OSError, match='make space') as e: save_checkpoint(tmp_path/'iter000001', model, tokenizer, master, 1, state)
     assert is_one_line(e) and not [*tmp_path.iterdir()]
@@ -147,7 +147,7 @@ def in_shards(folder, n=3): # The same checkpoint, as a large model's is saved
     files = {k: f'model-{i+1:05d}-of-{n:05d}.safetensors' for i in range(n) for k in names[i::n]}
     for f in set(files.values()): save_file({k: tensors[k] for k in names if files[k]==f}, folder/f, metadata=dict(format='pt'))
     (folder/'model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map=files)))
-    seal(folder, iteration=3, model_sha256=digest_then)
+    write_manifest(folder, iteration=3, model_sha256=digest_then)
 
 def flip(path, at, bit):
     data = bytearray(path.read_bytes())
@@ -312,7 +312,7 @@ def test_the_same_command_while_it_is_running(tmp_path):
 
 def test_an_evaluation_that_is_started_twice(tmp_path):
     eval_model(num_samples=2, output_dir=str(tmp_path), device='cpu')
-    with held(tmp_path), pytest.raises(ValueError, match='another process'): eval_model(num_samples=2, output_dir=str(tmp_path), device='cpu')
+    with lock_run(tmp_path), pytest.raises(ValueError, match='another process'): eval_model(num_samples=2, output_dir=str(tmp_path), device='cpu')
 
 # ---- A command that asks for something else than before
 
@@ -321,7 +321,7 @@ def test_fewer_iterations_than_are_done(cut_off):
 
 def test_the_best_model_is_that_of_the_books_after_a_longer_command(tmp_path):
     "The end of a run is measured whatever the interval, so it may be the best when the run goes on."
-    for n in (3, 5, 6): result,_ = run(tmp_path, num_iterations=n, evaluate_interval=2, best_by='alignment', seed=0)
+    for n in (3, 5, 6): result,_ = run(tmp_path, num_iterations=n, evaluate_interval=2, metric_for_best_model='alignment', seed=0)
     best = tmp_path/'best'/'manifest.json'
     assert result['best']['iteration']==(json.loads(best.read_text())['iteration'] if best.exists() else 0)
 
@@ -339,7 +339,7 @@ def test_what_bfloat16_members_leave_alone_is_not_rounded(base, tmp_path):
     "Gains take no part, and positions have frequencies in float32 whatever members compute in; so a replay finds the same bits."
     result,_ = run(tmp_path/'run', dtype='bfloat16')
     with redirect_stdout(io.StringIO()): assert replay_run(str(tmp_path/'run'), checkpoints=False)==result['model_sha256']
-    frequencies = cast(deepcopy(base[0]), torch.bfloat16).model.rotary_emb.inv_freq
+    frequencies = cast_parameters(deepcopy(base[0]), torch.bfloat16).model.rotary_emb.inv_freq
     assert frequencies.equal(base[0].model.rotary_emb.inv_freq)
     gains = {n: p for n,p in base[0].named_parameters() if p.ndim<2}
     tuned = load_file(tmp_path/'run'/'model'/'model.safetensors')

@@ -3,18 +3,18 @@ import asyncio,gzip,json,re,time
 from math import inf,nan
 import pytest
 from servers import KEY,Server
-from esma_nb.api.client import Remote,together
-from esma_nb.prompts.elicitation import by_logits,by_meta
+from esma_nb.api.client import APIEngine,gather_or_cancel
+from esma_nb.prompts.elicitation import logits_claim,meta_claim
 from esma_nb.evaluation.records import failures,record
-from esma_nb.evaluation.protocol import choices,claim_of
+from esma_nb.evaluation.protocol import resolve_protocol,build_claim
 from esma_nb.metrics.matching import matchers
-from esma_nb.prompts.templates import Reply,direct_prompt,meta_prompt
-from esma_nb.evaluation.api_jobs import evaluate_remote,measure
+from esma_nb.prompts.templates import Completion,direct_prompt,meta_prompt
+from esma_nb.evaluation.api_jobs import evaluate_api,run_and_bill
 
 ROW = dict(question_id='1', question='What is the capital of Country 1?', answers=['City 1'])
 PROMPTS = [direct_prompt(ROW['question']), meta_prompt(ROW['question'])]
-CLAIMS = dict(default=(by_meta(), matchers['words']), logits=(by_logits(), matchers['words']),
-    paper=(claim_of(choices('paper', meta_chat=True)), matchers['substring']))
+CLAIMS = dict(default=(meta_claim(), matchers['words']), logits=(logits_claim(), matchers['words']),
+    paper=(build_claim(resolve_protocol('paper', meta_chat=True)), matchers['substring']))
 
 # How a server answers. `text` is what a well-behaved one would say: `City 1`, or `Yes` to the meta question.
 
@@ -228,7 +228,7 @@ def behave(server, send, vocabulary=None): # From now on
         return lambda handler, q: act(handler, text)
     server.mood,server.vocabulary,server.seen,server.tokenized = mood,vocabulary,[],[]
 
-def remote_of(server, **how): return Remote('bad', server.url, KEY, timeout=.4, tries=2, **how)
+def remote_of(server, **how): return APIEngine('bad', server.url, KEY, timeout=.4, tries=2, **how)
 
 @pytest.mark.parametrize('name', TABLE)
 def test_a_bad_server(server, name):
@@ -241,7 +241,7 @@ def test_a_bad_server(server, name):
         return
     direct,meta = remote(PROMPTS)
     assert len(server.seen)>=2 and KEY not in repr((direct, meta))
-    fine = Reply('City 1'),Reply('Yes', log_odds=2.)
+    fine = Completion('City 1'),Completion('Yes', log_odds=2.)
     for how,(claim,match) in CLAIMS.items():
         if kind=='failed':
             for pair in [(direct, meta), (fine[0], meta), (direct, fine[1])]:
@@ -299,8 +299,8 @@ def test_log_odds(server, name):
     reply, = remote_of(server)(PROMPTS[1:])
     assert reply.failed is None and reply.log_odds==(None if odds is None else pytest.approx(odds))
     assert reply.log_odds_bound is None if sign is None else reply.log_odds_bound*sign>0
-    claim = by_logits()
-    assert record(ROW, claim, CLAIMS['logits'][1], Reply('City 1'), reply).yes is (odds>0 if odds is not None else sign>0 if sign else None) # A bound decides by its sign
+    claim = logits_claim()
+    assert record(ROW, claim, CLAIMS['logits'][1], Completion('City 1'), reply).yes is (odds>0 if odds is not None else sign>0 if sign else None) # A bound decides by its sign
 
 VOCABULARY = {'Yes': [11], ' Yes': [12], 'yes': [13], 'No': [21], ' No': [22], 'no': [23]}
 
@@ -310,8 +310,8 @@ def test_exact_tokens(server): # A server as vLLM: lists what it is asked for, b
     behave(server, send, VOCABULARY)
     remote = remote_of(server)
     reply, = remote(PROMPTS[1:])
-    assert reply.log_odds==pytest.approx(6.5, abs=.01) and remote.wishes['token_ids'][0]==(11, 13, 12, 21, 23, 22)
-    assert {'token_ids', 'top_logprobs', 'thinking'}<=remote.agreed
+    assert reply.log_odds==pytest.approx(6.5, abs=.01) and remote.request_options['token_ids'][0]==(11, 13, 12, 21, 23, 22)
+    assert {'token_ids', 'top_logprobs', 'thinking'}<=remote.accepted_options
     looked_up = len(server.tokenized)
     remote(PROMPTS*3)
     assert looked_up==len(server.tokenized)==12 and all(q['add_special_tokens'] is False for q in server.tokenized)
@@ -321,7 +321,7 @@ def test_a_strange_tokenizer_is_no_failure(server, vocabulary, asks):
     behave(server, body(lambda t: chat(t, top=dict(logprobs=dict(content=[lean])))), vocabulary)
     remote = remote_of(server)
     assert [r.failed for r in remote(PROMPTS*4)]==[None]*8 and remote(PROMPTS[1:])[0].log_odds==pytest.approx(1.)
-    assert len(server.tokenized)==asks and remote.wishes['token_ids'][0] is None
+    assert len(server.tokenized)==asks and remote.request_options['token_ids'][0] is None
 
 def refusing(*fields, words='Unrecognized request argument: {}'): # A server that knows nothing but OpenAI's own fields
     def mood(server, q, n):
@@ -337,8 +337,8 @@ def test_a_strict_server_refuses_each_field_once(server, words):
     server.mood = refusing('chat_template_kwargs', 'logprob_token_ids', words=words)
     remote = remote_of(server)
     assert not any(r.failed for r in remote(PROMPTS*5))
-    assert len(server.seen)==10+2 and remote.wishes['thinking']==remote.wishes['token_ids']==(None,)
-    assert remote.wishes['reasoning_effort'][0]=='none' and remote.wishes['temperature'][0]==0
+    assert len(server.seen)==10+2 and remote.request_options['thinking']==remote.request_options['token_ids']==(None,)
+    assert remote.request_options['reasoning_effort'][0]=='none' and remote.request_options['temperature'][0]==0
     remote(PROMPTS)
     assert len(server.seen)==14
 
@@ -364,19 +364,19 @@ def test_a_run_says_what_failed(server, tmp_path, capsys): # The reasoning is no
     (tmp_path/'records').mkdir()
     def send(handler, text): handler.say(200, json.dumps(chat(f'<think>{thought}</think>{text}' if len(handler.server.seen)%3 else '<think>', 'stop')))
     behave(server, send)
-    how = dict(name='meta', claim=by_meta(), match=matchers['words'], price=(0., 0.))
-    result = measure(tmp_path, remote_of(server, concurrency=1), ROWS, **how)
+    how = dict(name='meta', claim=meta_claim(), match=matchers['words'], price=(0., 0.))
+    result = run_and_bill(tmp_path, remote_of(server, concurrency=1), ROWS, **how)
     out = capsys.readouterr().out
     assert out.count('bad writes reasoning although --no-enable_thinking: give --max_reasoning_tokens 1024, its reasoning is not scored')==1
     assert result['scores']['failed']==20
-    records = evaluate_remote(tmp_path/'records'/'again.jsonl', remote_of(server, concurrency=1), ROWS, by_meta())
+    records = evaluate_api(tmp_path/'records'/'again.jsonl', remote_of(server, concurrency=1), ROWS, meta_claim())
     assert re.fullmatch(r'20 of 30 rows failed: 20 x no answer within \d+ tokens: raise --max_reasoning_tokens', failures(records))
 
 def test_a_run_that_stops_says_why(server, tmp_path, capsys):
     (tmp_path/'records').mkdir()
     behave(server, body(lambda t: chat(None)))
     with pytest.raises(ConnectionError, match='20 prompts in a row failed'):
-        measure(tmp_path, remote_of(server, concurrency=1), ROWS, 'meta', by_meta(), matchers['words'], (0., 0.))
+        run_and_bill(tmp_path, remote_of(server, concurrency=1), ROWS, 'meta', meta_claim(), matchers['words'], (0., 0.))
     assert re.search(r'(\d+) of \1 rows failed: \1 x empty reply \(finish_reason stop\)', capsys.readouterr().out)
 
 def test_a_cancellation_that_is_lost_is_repeated(): # As `asyncio.wait_for` loses one before Python 3.12 when its work ends at that moment
@@ -388,5 +388,5 @@ def test_a_cancellation_that_is_lost_is_repeated(): # As `asyncio.wait_for` lose
     async def breaks():
         await asyncio.sleep(0)
         raise ConnectionError('over')
-    with pytest.raises(ConnectionError, match='over'): asyncio.run(together([stubborn(), breaks()]))
+    with pytest.raises(ConnectionError, match='over'): asyncio.run(gather_or_cancel([stubborn(), breaks()]))
     assert ended==[]

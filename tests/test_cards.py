@@ -4,9 +4,9 @@ from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 import pytest
 from huggingface_hub import HfApi,ModelCard
-from esma_nb.integrations.hub import card,upload,write_card
-from esma_nb.core.cli import known_spelling,parser_of
-from esma_nb.core.runs import check_seal,read_json
+from esma_nb.integrations.hub import model_card,upload,write_model_card
+from esma_nb.core.cli import normalize_options,make_parser
+from esma_nb.core.runs import verify_manifest,read_json
 
 class Hub(BaseHTTPRequestHandler):
     "As much of the hub as an upload of small files needs; what it was sent is in `server.got`."
@@ -56,41 +56,41 @@ def run(tmp_path_factory):
     from esma_nb.evolution.train import train
     out = tmp_path_factory.mktemp('private')/'tiny'
     train(sigma=.04, population_size=4, num_data_per_iteration=16, num_val_samples=40, device='cpu', seed=3, num_iterations=1, output_dir=str(out))
-    write_card(out, train)
+    write_model_card(out, train)
     return out
 
 def test_every_file_arrives(run, hub):
     upload(run/'model', 'knows', api=HfApi(endpoint=hub.home, token='hf_test'))
     assert hub.got['repo']['name']=='knows' and hub.got['repo'].get('private', hub.got['repo'].get('visibility')=='private')
     assert hub.got['files']=={p.name: p.read_bytes() for p in (run/'model').iterdir()}
-    check_seal(run/'model')
+    verify_manifest(run/'model')
 
 def test_a_wrong_token_is_one_line_without_it(run, hub):
     with pytest.raises(ConnectionError, match='hf upload') as e: upload(run/'model', 'knows', api=HfApi(endpoint=hub.home, token='hf_wrong'))
     assert 'hf_wrong' not in str(e.value) and '\n' not in str(e.value)
 
 def test_nobody_logged_in(run, monkeypatch, tmp_path):
-    from esma_nb.integrations.hub import may_upload
+    from esma_nb.integrations.hub import check_upload
     monkeypatch.setattr('huggingface_hub.get_token', lambda: None)
-    with pytest.raises(ValueError, match='hf auth login'): may_upload('ann/knows')
+    with pytest.raises(ValueError, match='hf auth login'): check_upload('ann/knows')
 
 def test_told_to_stay_offline(monkeypatch):
-    from esma_nb.integrations.hub import may_upload
+    from esma_nb.integrations.hub import check_upload
     monkeypatch.setattr('huggingface_hub.get_token', lambda: 'hf_test')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
-    may_upload('ann/knows')
+    check_upload('ann/knows')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    with pytest.raises(ValueError, match='while HF_HUB_OFFLINE is set'): may_upload('ann/knows')
+    with pytest.raises(ValueError, match='while HF_HUB_OFFLINE is set'): check_upload('ann/knows')
 
 def test_the_card_of_a_real_run(run):
     import shlex
     from esma_nb.evolution.train import train
-    text = card(run, train)
+    text = model_card(run, train)
     about = ModelCard(text)
     assert about.data.tags==['esma_nb', 'metacognition', 'evolution-strategies'] and about.data.base_model is None
     line = next(l for l in text.splitlines() if l.startswith('esma_nb_train '))
-    parser,args = parser_of(train),read_json(run/'args.json')['args']
-    again = vars(parser.parse_args(known_spelling(parser, shlex.split(line)[1:])))
+    parser,args = make_parser(train),read_json(run/'args.json')['args']
+    again = vars(parser.parse_args(normalize_options(parser, shlex.split(line)[1:])))
     assert {k: again[k] for k in args}==args
     assert read_json(run/'summary.json')['model_sha256'] in text and 'private' not in text
 
@@ -106,10 +106,10 @@ def test_the_card_of_a_gradient_run(tmp_path, task, more, says):
     assert about.data.tags==['esma_nb', 'metacognition', 'sft'] and says in text and 'evolution' not in text
     assert f'after 2 iterations of `esma_nb_{task}`' in text and 'private' not in text
     line = next(l for l in text.splitlines() if l.startswith(f'esma_nb_{task} '))
-    parser,args = parser_of(command),read_json(out/'args.json')['args']
-    again = vars(parser.parse_args(known_spelling(parser, shlex.split(line)[1:])))
+    parser,args = make_parser(command),read_json(out/'args.json')['args']
+    again = vars(parser.parse_args(normalize_options(parser, shlex.split(line)[1:])))
     assert {k: args[k] for k in again if k in args}=={k: v for k,v in again.items() if k in args}
-    check_seal(out/'model')
+    verify_manifest(out/'model')
 
 def test_hostile_names_stay_text(run, tmp_path):
     import shutil
@@ -118,7 +118,7 @@ def test_hostile_names_stay_text(run, tmp_path):
     told = read_json(run/'args.json')
     told['args'] |= dict(model="a'`b`\n---\nlicense: mit\n```<script>alert(1)</script>", dataset='q|x.csv: [')
     (tmp_path/'x'/'args.json').write_text(json.dumps(told))
-    about = ModelCard(card(tmp_path/'x', train))
+    about = ModelCard(model_card(tmp_path/'x', train))
     assert about.data.license is None and about.data.base_model is None
     outside = [block for i,block in enumerate(about.text.split('````')) if i%2==0] # Its command stands in a longer fence
     assert not any(l.startswith(('---', '```<', 'license')) for l in '\n'.join(outside).splitlines())

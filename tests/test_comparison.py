@@ -5,7 +5,7 @@ import json,os,subprocess,sys,time,warnings
 from dataclasses import asdict
 import numpy as np
 import pytest
-from esma_nb.evaluation.compare import as_lines,compared
+from esma_nb.evaluation.compare import csv_rows,compare_runs
 from esma_nb.evaluation.paired import differences,mcnemar
 from esma_nb.evaluation.records import Record
 from esma_nb.core.runs import append_lines
@@ -71,9 +71,9 @@ def test_whatever_is_unknown():
         for trial in range(60):
             n,share = int(rng.integers(1, 25)),rng.choice([0, .2, 1])
             runs = {name: records([c if c is not None else bool(i%2) for i,c in enumerate(bits(n, 0))], bits(n, share), odds(n, share)) for name in 'abc'}
-            c = compared(runs, dict(w=runs['a']), runs['b'], seed=trial)
+            c = compare_runs(runs, dict(w=runs['a']), runs['b'], seed=trial)
             json.dumps(c.asdict(), allow_nan=False)
-            assert str(c) and as_lines(c)
+            assert str(c) and csv_rows(c)
             for found in c.differences.values(): assert all(d.ci or d.reason for d in found.values())
 
 def test_command(tmp_path):
@@ -86,7 +86,7 @@ def test_command(tmp_path):
     assert found['ci'][0]>0 and (tmp_path/'c.csv').read_text().startswith('run,against,measure,')
     again = compare(tmp_path/'demo'/'records'/'before.jsonl', tmp_path/'demo'/'records'/'iter000012.jsonl')
     assert again.stdout==out.stdout
-    told = compare(tmp_path/'demo', '--wordings', tmp_path/'demo'/'records'/'before.jsonl', '--reversed', tmp_path/'demo'/'records'/'iter000012.jsonl')
+    told = compare(tmp_path/'demo', '--meta_prompts', tmp_path/'demo'/'records'/'before.jsonl', '--reversed', tmp_path/'demo'/'records'/'iter000012.jsonl')
     assert 'wording before' in told.stdout and 'reversed prompt' in told.stdout, told.stderr
 
 def test_mistakes_are_one_line(tmp_path):

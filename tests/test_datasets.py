@@ -2,8 +2,8 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
-from esma_nb.datasets.registry import load_rows, mkqa_langs, train_and_held_out
-from esma_nb.datasets.rows import question_key
+from esma_nb.datasets.registry import load_rows, mkqa_langs, load_train_val
+from esma_nb.datasets.rows import normalize_question
 
 data = os.environ.get('ESMA_NB_DATA')
 real = pytest.mark.skipif(not data, reason='ESMA_NB_DATA names no folder with real question sets')
@@ -78,7 +78,7 @@ def test_paper_takes_the_first(tmp_path):
     def asked(rows): return [r['question'] for r in rows]
     first = [f'validation {i}?' for i in range(5)]
     assert asked(load_rows('nq_open', data_dir=tmp_path, num_samples=5, seed=1, clean=False)[0]) == first
-    assert asked(train_and_held_out('nq_open', data_dir=tmp_path, num_val_samples=5, clean=False)[1]) == first
+    assert asked(load_train_val('nq_open', data_dir=tmp_path, num_val_samples=5, clean=False)[1]) == first
     assert asked(load_rows('nq_open', data_dir=tmp_path, num_samples=5, seed=1)[0]) != first
 
 @pytest.mark.parametrize('preset', ['default', 'paper'])
@@ -98,7 +98,7 @@ def test_columns_by_name(tmp_path):
     (tmp_path/'q.csv').write_text('frage,antwort\n' + ''.join(f'Wer {i}?,{i}\n' for i in range(12)), encoding='utf-8')
     names = dict(question_column='frage', answers_column='antwort')
     assert load_rows(str(tmp_path/'q.csv'), **names)[0][3]['answers'] == ['3']
-    assert [len(part) for part in train_and_held_out(str(tmp_path/'q.csv'), num_val_samples=4, **names)[:2]] == [8, 4]
+    assert [len(part) for part in load_train_val(str(tmp_path/'q.csv'), num_val_samples=4, **names)[:2]] == [8, 4]
     with pytest.raises(ValueError, match="no question in a column 'ask': the columns are frage, antwort"): load_rows(str(tmp_path/'q.csv'), question_column='ask')
 
 # what to load -> read, kept, duplicate, answerless, other_split
@@ -154,9 +154,9 @@ def test_one_event_has_no_halves(tmp_path):
     ('trivia_qa', '', 8830, 200, 3), ('trivia_qa', 'trivia_qa/train.jsonl', 8633, 200, 0), ('nq_open', '', 8757, 200, 0),
     ('web_questions', '', 1832, 200, 0), ('freebase_qa', '', 1300, 200, 0), ('mkqa', '', 600, 200, 0)])
 def test_held_out(dataset, file, train, held, overlap):
-    rows, val, counts = train_and_held_out(dataset, data_dir=Path(data, file), num_val_samples=200)
+    rows, val, counts = load_train_val(dataset, data_dir=Path(data, file), num_val_samples=200)
     assert (len(rows), len(val), counts['overlap']) == (train, held, overlap)
-    assert not {question_key(r['question']) for r in rows} & {question_key(r['question']) for r in val}
+    assert not {normalize_question(r['question']) for r in rows} & {normalize_question(r['question']) for r in val}
 
 @real
 def test_same_rows_from_parquet(tmp_path):

@@ -3,26 +3,26 @@ import importlib.util,json,os,subprocess,sys
 from pathlib import Path
 import pytest
 import torch
-from esma_nb.evolution.es import Master,fingerprint,population
-from esma_nb.engines.hf import generate_ids,local_ask
-from esma_nb.engines.llama import LeanReader,reader_of
-from esma_nb.engines.prefix_cache import shares_prefixes
+from esma_nb.evolution.es import MasterWeights,fingerprint,sample_population
+from esma_nb.engines.hf import generate_ids,hf_engine
+from esma_nb.engines.llama import LlamaDecoder,decoder_for
+from esma_nb.engines.prefix_cache import can_share_prefix
 from esma_nb.engines.prepack import pack
 from esma_nb.engines.models import load_model
 from esma_nb.engines.encoding import encode
-from esma_nb.evolution.noise import direction,remember
+from esma_nb.evolution.noise import direction,cached_noise
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_a_thousand_visits_leave_every_bit(dtype):
     model,_ = load_model('demo', 'float32', 'cpu')
-    master = Master(model, noise=remember(direction, 1e9))
+    master = MasterWeights(model, noise=cached_noise(direction, 1e9))
     model.to(dtype)
-    master.write()
+    master.restore()
     home = fingerprint(master.state()),fingerprint(dict(model.named_parameters()))
     for i in range(1000):
         try:
-            with master.visit((1, i//2, 0), .01*(-1)**i):
+            with master.perturbed((1, i//2, 0), .01*(-1)**i):
                 if i%100==0: raise RuntimeError('a visit that fails')
         except RuntimeError: pass
     assert (fingerprint(master.state()), fingerprint(dict(model.named_parameters())))==home
@@ -50,12 +50,12 @@ def test_replies_equal_generate_on_other_architectures(kind, kw, shared):
         model = hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
             head_dim=16, sliding_window=16, sliding_window_pattern=2, eos_token_id=2, pad_token_id=0, bos_token_id=1)).eval()
     else: model = tiny(kind, **kw)
-    assert shares_prefixes(model)==shared
+    assert can_share_prefix(model)==shared
     g = torch.Generator().manual_seed(1)
     head = torch.randint(3, 300, (20,), generator=g).tolist()
     rows = [head + torch.randint(3, 300, (n,), generator=g).tolist() for n in (3, 9, 5, 1)]
     expected = [by_generate(model, r, n) for r,n in zip(rows, (12, 12, 4, 12))]
-    assert isinstance(reader_of(model), LeanReader)==(shared and kind!='GPT2')
+    assert isinstance(decoder_for(model), LlamaDecoder)==(shared and kind!='GPT2')
     assert generate_ids(model, rows, ['a']*4, [12, 12, 4, 12])[0]==expected
     assert pack(model)
     assert generate_ids(model, rows, ['a', 'b', 'a', 'b'], [12, 12, 4, 12])[0]==expected
@@ -67,7 +67,7 @@ def test_replies_equal_generate_on_smollm2():
     path = Path(os.environ['ESMA_NB_DATA'])/'nq_open'/'validation.jsonl'
     questions = [json.loads(l)['question'] for l,_ in zip(path.open(encoding='utf-8'), range(16))]
     prompts = [direct_prompt(q) for q in questions] + [meta_prompt(q) for q in questions]
-    replies = local_ask(model, tokenizer)(prompts)
+    replies = hf_engine(model, tokenizer)(prompts)
     for p,row,reply in zip(prompts, encode(tokenizer, prompts), replies):
         assert reply.text==tokenizer.decode(by_generate(model, row, p.max_new_tokens), skip_special_tokens=True)
         assert (reply.log_odds is None)==(p.lang is None)
@@ -86,16 +86,16 @@ def test_a_trained_model_does_not_depend_on_batches_and_threads(how, tmp_path):
 @pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')
 def test_members_say_what_the_naive_loop_says():
     "Same weights, float32, 32 tokens for both prompts: two padded calls of model.generate against our engine."
-    from esma_nb.bench.baselines import padded_ask
-    from esma_nb.prompts.elicitation import by_meta
+    from esma_nb.bench.baselines import naive_engine
+    from esma_nb.prompts.elicitation import meta_claim
     from esma_nb.datasets.registry import load_rows
     plain,tokenizer = load_model('smollm2', 'float32', 'cpu')
     lean,_ = load_model('smollm2', 'float32', 'cpu')
-    rows,claim = load_rows('nq_open', data_dir=os.path.join(os.environ['ESMA_NB_DATA'], 'nq_open'), num_samples=16)[0],by_meta(max_new_tokens=32, meta_tokens=32)
+    rows,claim = load_rows('nq_open', data_dir=os.path.join(os.environ['ESMA_NB_DATA'], 'nq_open'), num_samples=16)[0],meta_claim(max_new_tokens=32, meta_tokens=32)
     prompts = [f(r['question']) for f in (claim.direct, claim.extra) for r in rows]
-    masters = [Master(m) for m in (plain, lean)]
+    masters = [MasterWeights(m) for m in (plain, lean)]
     masters[1].params |= pack(lean)
-    for key,sign in population(1, 0, 2):
-        for m in masters: m.write(key, sign*1e-3)
-        a,b = (ask(prompts) for ask in (padded_ask(plain, tokenizer), local_ask(lean, tokenizer)))
+    for key,sign in sample_population(1, 0, 2):
+        for m in masters: m.load_member(key, sign*1e-3)
+        a,b = (ask(prompts) for ask in (naive_engine(plain, tokenizer), hf_engine(lean, tokenizer)))
         assert [r.text for r in a]==[r.text for r in b]

@@ -26,7 +26,7 @@ def test_every_stage_leaves_its_numbers(there):
     assert result['tests']['passed'] and not result['tests']['failed'] + result['tests']['error']
     c = result['correct']
     assert c['noise_equal'] and c['visits_equal'] and c['float32']['ours']==1
-    assert [len(b['ways']) for b in result['bench'].values()]==[3, 2]
+    assert [len(b['baselines']) for b in result['bench'].values()]==[3, 2]
     assert result['profile']['operations'] > result['profile']['steps'] > 0
     assert result['train']['iterations']==2 and set(result['train']['measured'])=={'before demo', 'after demo'}
     assert any('esma_nb.evolution.train --model demo' in line for line in found['train']['commands'])

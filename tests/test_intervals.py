@@ -7,8 +7,8 @@ import os,sys
 import numpy as np
 import pytest
 from esma_nb.metrics.intervals import z
-from esma_nb.metrics.signal_detection import claimed
-from esma_nb.metrics.calibration import graded,levels,logistic
+from esma_nb.metrics.signal_detection import bootstrapped_metrics
+from esma_nb.metrics.calibration import confidence_metrics,levels,logistic
 from esma_nb.metrics.scores import MetaScores
 
 # accuracy, hit rate, false alarm rate, and how much the log-odds vary
@@ -29,15 +29,15 @@ def truth(accuracy, hit, alarm, spread):
     yr,nr,yw,nw = accuracy*hit,accuracy*(1-hit),(1-accuracy)*alarm,(1-accuracy)*(1-alarm)
     right,_,odds = rows(np.random.default_rng(0), 2_000_000, accuracy, hit, alarm, spread)
     at = levels(right, odds, logistic(odds))
-    graded_truth = {k: float(x) for k,x in graded(at.n, at).items() if k!='gap'}
-    return {k: float(x) for k,x in claimed(np.array([yr, nr, yw, nw])*1e12).items()} | graded_truth | dict(brier_uncertainty=accuracy*(1-accuracy),
+    graded_truth = {k: float(x) for k,x in confidence_metrics(at.n, at).items() if k!='gap'}
+    return {k: float(x) for k,x in bootstrapped_metrics(np.array([yr, nr, yw, nw])*1e12).items()} | graded_truth | dict(brier_uncertainty=accuracy*(1-accuracy),
         d_prime_loglinear=z(hit)-z(alarm), accuracy=accuracy, yes_rate=yr+yw, alignment=yr+nw, hit_rate=hit, false_alarm_rate=alarm,
         yfr=yw/(yr+yw), nfr=nr/(nr+nw))
 
 def coverage(model, n, runs, draws=600, seed=1):
     true,held,rng = truth(*models[model]),{},np.random.default_rng(seed)
     for _ in range(runs):
-        s = MetaScores.of(*rows(rng, n, *models[model]), draws=draws).asdict()
+        s = MetaScores.from_claims(*rows(rng, n, *models[model]), draws=draws).asdict()
         for k,t in true.items():
             if s[k] is not None: held.setdefault(k, []).append(s[f'{k}_ci'][0] <= t+1e-9 and t-1e-9 <= s[f'{k}_ci'][1])
     return {k: float(np.mean(x)) for k,x in held.items()}

@@ -4,13 +4,13 @@ from functools import partial
 from pathlib import Path
 import pytest
 import torch
-from esma_nb.evolution.es import Master,fingerprint,population
+from esma_nb.evolution.es import MasterWeights,fingerprint,sample_population
 from esma_nb.engines.hf import generate_ids
-from esma_nb.evolution.lowrank import Crew,ask_together,lowrank_direction,lowrank_total
+from esma_nb.evolution.lowrank import LowRankBatch,lowrank_engine,lowrank_direction,lowrank_sum
 from esma_nb.engines.models import load_model
 from esma_nb.engines.prepack import pack
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
-from esma_nb.engines.llama import reader_of
+from esma_nb.engines.llama import decoder_for
 
 BIN = Path(sys.executable).parent
 SMALL = ('--perturbation lowrank --rank 2 --num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 '
@@ -50,8 +50,8 @@ def test_threads_and_batch_size_do_not_matter(whole, tmp_path):
 def test_the_journal_alone_leads_to_the_model(whole):
     from esma_nb.evolution.checkpoint import replay
     journal = [json.loads(l) for l in (whole/'journal.jsonl').open()]
-    def master(**kw): return Master(load_model('demo', 'float32', 'cpu')[0], **kw)
-    low = master(noise=partial(lowrank_direction, rank=2), total=partial(lowrank_total, rank=2))
+    def master(**kw): return MasterWeights(load_model('demo', 'float32', 'cpu')[0], **kw)
+    low = master(noise=partial(lowrank_direction, rank=2), total=partial(lowrank_sum, rank=2))
     replay(low, journal)
     assert fingerprint(low.state())==digest(whole)
     with pytest.raises(ValueError, match='does not lead to the weights'): replay(master(), journal)
@@ -63,14 +63,14 @@ def test_another_rank_is_another_run(whole):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_a_crew_leaves_every_bit(dtype):
     model,tokenizer = load_model('demo', 'float32', 'cpu')
-    master = Master(model)
+    master = MasterWeights(model)
     model.to(dtype)
     master.params |= pack(model)
-    master.write()
+    master.restore()
     home = fingerprint(master.state()),fingerprint(dict(model.named_parameters()))
-    ask = ask_together(Crew(model, master.params), tokenizer)
+    ask = lowrank_engine(LowRankBatch(model, master.params), tokenizer)
     prompts = [direct_prompt('What is the capital of France?'), meta_prompt('What is the capital of France?')]
-    members = [(key, .04*sign) for key,sign in population(1, 0, 8)]
+    members = [(key, .04*sign) for key,sign in sample_population(1, 0, 8)]
     before = ask(members, prompts)
     with pytest.raises(AttributeError): ask(members, [None])
     assert ask(members, prompts)==before
@@ -79,14 +79,14 @@ def test_a_crew_leaves_every_bit(dtype):
 
 def test_a_visit_along_a_key_is_the_member_of_the_crew():
     model,_ = load_model('demo', 'float32', 'cpu')
-    master = Master(model, noise=lowrank_direction)
-    crew,ids = Crew(model, master.params),torch.arange(60).view(3, 20)
+    master = MasterWeights(model, noise=lowrank_direction)
+    lowrank_batch,ids = LowRankBatch(model, master.params),torch.arange(60).view(3, 20)
     with torch.inference_mode():
-        with crew.aboard([((1, 0, 0), .03), ((1, 0, 1), -.03)]):
-            crew.tell([((1,), 0, 2), ((0,), 2, 3)])
+        with lowrank_batch.activate([((1, 0, 0), .03), ((1, 0, 1), -.03)]):
+            lowrank_batch.assign_rows([((1,), 0, 2), ((0,), 2, 3)])
             shared = model(ids).logits
         for at,key,scale in (([0, 1], (1, 0, 1), -.03), ([2], (1, 0, 0), .03)):
-            with master.visit(key, scale): assert torch.allclose(model(ids).logits[at], shared[at], atol=2e-3)
+            with master.perturbed(key, scale): assert torch.allclose(model(ids).logits[at], shared[at], atol=2e-3)
 
 def random_model(kind):
     import transformers as hf
@@ -100,19 +100,19 @@ def random_model(kind):
 def test_other_models(kind):
     "The plain reader serves where the lean one cannot; a crew says what its members say when they are written into the weights."
     model = random_model(kind)
-    master = Master(model, noise=lowrank_direction)
-    crew,places = Crew(model, master.params),[((1, 0, 0), .02), ((1, 0, 0), -.02), ((1, 0, 1), .02)]
+    master = MasterWeights(model, noise=lowrank_direction)
+    lowrank_batch,places = LowRankBatch(model, master.params),[((1, 0, 0), .02), ((1, 0, 0), -.02), ((1, 0, 1), .02)]
     g = torch.Generator().manual_seed(1)
     head = torch.randint(3, 300, (20,), generator=g).tolist()
     rows = [head + torch.randint(3, 300, (n,), generator=g).tolist() for n in (3, 9, 5, 1)]
-    with crew.aboard(places):
-        together,_ = generate_ids(model, 3*rows, [(m, 'a') for m in range(3) for _ in rows], [12, 12, 4, 12]*3, read=lambda m: reader_of(m, crew.tell))
+    with lowrank_batch.activate(places):
+        together,_ = generate_ids(model, 3*rows, [(m, 'a') for m in range(3) for _ in rows], [12, 12, 4, 12]*3, make_decoder=lambda m: decoder_for(m, lowrank_batch.assign_rows))
     alone = []
     for key,scale in places:
-        with master.visit(key, scale): alone += generate_ids(model, rows, ['a']*4, [12, 12, 4, 12])[0]
+        with master.perturbed(key, scale): alone += generate_ids(model, rows, ['a']*4, [12, 12, 4, 12])[0]
     assert together==alone
     assert together[:4]!=together[4:8]
 
 def test_a_model_whose_weights_are_elsewhere_is_refused():
     model = random_model('GPT2')
-    with pytest.raises(ValueError, match='is in no linear layer'): Crew(model, Master(model).params)
+    with pytest.raises(ValueError, match='is in no linear layer'): LowRankBatch(model, MasterWeights(model).params)

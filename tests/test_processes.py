@@ -7,7 +7,7 @@ BIN = Path(sys.executable).parent
 TINY = ('--num_iterations 3 --sigma .04 --population_size 8 --num_data_per_iteration 16 --num_val_samples 20 --batch_size 32 '
     '--model_save_interval 2 --seed 5').split()
 if os.environ.get('ESMA_NB_RECIPE')=='demo': TINY = ['--seed', '42'] # The whole demo recipe, for runs/processes_bits.txt
-WAYS = dict(full=[], lowrank=['--perturbation', 'lowrank', '--rank', '2'], adam=['--optimizer', 'adam', '--alpha', '.001', '--alpha_schedule', 'cosine', '--weight_decay', '.1', '--clip', '2'])
+WAYS = dict(full=[], lowrank=['--perturbation', 'lowrank', '--rank', '2'], adam=['--optimizer', 'adam', '--alpha', '.001', '--alpha_schedule', 'cosine', '--weight_decay', '.1', '--max_update_norm', '2'])
 ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
 
 def digest(out): return json.loads((out/'summary.json').read_text())['model_sha256']
@@ -25,18 +25,18 @@ def alone(request, tmp_path_factory):
 ODD = '''
 import sys,time
 from esma_nb.evolution import population
-deal = population.Team.deal
-def odd(self, hands, name):
+deal = population.ProcessGroup.work_queue
+def odd(self, work_items, name):
     for hand in deal(self, {order}, name):
         if self.rank==1: time.sleep({seconds})
         yield hand
-population.Team.deal = odd
+population.ProcessGroup.work_queue = odd
 sys.argv[0] = 'esma_nb_train'
 import runpy
 runpy.run_module('esma_nb.evolution.train', run_name='__main__', alter_sys=False)
 '''
 
-@pytest.mark.parametrize('n,update,order,seconds', [(2, 'whole', 'hands', 0), (2, 'sharded', 'hands', 0), (4, 'sharded', 'hands', 0), (2, 'sharded', 'hands', .5), (3, 'whole', 'hands[::-1]', 0)],
+@pytest.mark.parametrize('n,update,order,seconds', [(2, 'whole', 'work_items', 0), (2, 'sharded', 'work_items', 0), (4, 'sharded', 'work_items', 0), (2, 'sharded', 'work_items', .5), (3, 'whole', 'work_items[::-1]', 0)],
     ids=['two', 'sharded', 'four', 'a straggler', 'another order'])
 def test_the_same_bits(alone, tmp_path, n, update, order, seconds):
     words,expected = alone
@@ -49,7 +49,7 @@ def test_the_same_bits(alone, tmp_path, n, update, order, seconds):
     last = json.loads((out/'metrics.jsonl').read_text().splitlines()[-1])
     assert ('exchange_seconds' in last)==(update=='sharded') and last['wait_seconds']>=0
 
-def test_an_optimiser_goes_on_where_it_stopped(alone, tmp_path):
+def test_an_optimizer_goes_on_where_it_stopped(alone, tmp_path):
     "Sharded, one iteration with two processes, then the rest with one."
     words,expected = alone
     if 'adam' not in words: slow()
@@ -65,10 +65,10 @@ PARTED = '''
 import os
 from pathlib import Path
 from esma_nb.engines.models import load_model
-from esma_nb.evolution.population import Team
-team = Team(cpu=True)
+from esma_nb.evolution.population import ProcessGroup
+team = ProcessGroup(cpu=True)
 load_model('demo', 'float32', 'cpu')
-team.part()
+team.close()
 alive = [n for n in ((t/'comm').read_text() for t in Path('/proc/self/task').iterdir()) if 'gloo' in n]
 assert not alive, alive
 '''

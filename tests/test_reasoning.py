@@ -4,12 +4,12 @@ from contextlib import redirect_stdout
 from io import StringIO
 import pytest,torch
 from servers import KEY,Server
-from esma_nb.api.client import Remote
+from esma_nb.api.client import APIEngine
 from esma_nb.evaluation.records import load_records,record
-from esma_nb.evaluation.protocol import choices,claim_of
+from esma_nb.evaluation.protocol import resolve_protocol,build_claim
 from esma_nb.evaluation.evaluate import eval_model
-from esma_nb.sft.examples import tokenized
-from esma_nb.engines.hf import local_ask
+from esma_nb.sft.examples import tokenize_example
+from esma_nb.engines.hf import hf_engine
 from esma_nb.engines.models import load_model,save_model
 from esma_nb.metrics.matching import matchers
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
@@ -31,7 +31,7 @@ def reply_to(i, kind): # The reasoning names the right answer, both claims and a
 
 def lessons(made): # `(Prompt, reply)` for the prompts that these choices put
     for name in ('meta', 'idk'):
-        claim = claim_of(made, name)
+        claim = build_claim(made, name)
         for i,row in enumerate(ROWS):
             yield claim.direct(row['question']),reply_to(i, 'direct' if name=='meta' else name)
             if claim.extra: yield claim.extra(row['question']),reply_to(i, 'meta')
@@ -48,7 +48,7 @@ def loss_of(model, ids, labels): # The last tokens, which are the answer, weigh 
 def taught(model, tokenizer, pairs, steps=90): # Overfitted until it says each reply word by word
     torch.manual_seed(0)
     model.train().requires_grad_(True)
-    examples = [tokenized(tokenizer, p, r) for p,r in dict(pairs).items()]
+    examples = [tokenize_example(tokenizer, p, r) for p,r in dict(pairs).items()]
     examples.sort(key=lambda e: len(e[0]))
     def stacked(some): # Token ids, and labels with -100 where a token does not count
         width = max(len(ids) for ids,_ in some)
@@ -69,7 +69,7 @@ def thinker(tmp_path_factory):
     "A folder with a model that reasons before it answers, and a file with its questions."
     out = tmp_path_factory.mktemp('thinker')
     model,tokenizer = load_model('demo', 'float32', 'cpu')
-    model,loss = taught(model, tokenizer, [pair for preset in ('default', 'paper') for pair in lessons(choices(preset))])
+    model,loss = taught(model, tokenizer, [pair for preset in ('default', 'paper') for pair in lessons(resolve_protocol(preset))])
     assert loss<.05, loss
     save_model(model, tokenizer, out/'model')
     for name,rows in dict(mine=ROWS, never=NEVER).items(): (out/f'{name}.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
@@ -116,9 +116,9 @@ def test_a_template_that_opens_the_block(thinker):
     "As DeepSeek-R1's: the reply has a closing tag only, and without one it is all reasoning."
     model,tokenizer = load_model(str(thinker/'model'), 'float32', 'cpu')
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
-    direct = [r for r in local_ask(model, tokenizer, max_reasoning_tokens=100)([direct_prompt(ROWS[i]['question']) for i in (0, 6)])]
+    direct = [r for r in hf_engine(model, tokenizer, max_reasoning_tokens=100)([direct_prompt(ROWS[i]['question']) for i in (0, 6)])]
     assert [r.text for r in direct]==['France City', 'Rome'] and all(r.reasoning for r in direct)
-    late, = local_ask(model, tokenizer, max_reasoning_tokens=8)([direct_prompt(NEVER[0]['question'], max_new_tokens=4)])
+    late, = hf_engine(model, tokenizer, max_reasoning_tokens=8)([direct_prompt(NEVER[0]['question'], max_new_tokens=4)])
     assert late.failed and late.text==''
 
 def test_the_switch_of_the_template(thinker):
@@ -127,8 +127,8 @@ def test_the_switch_of_the_template(thinker):
     tokenizer.chat_template += '{% if add_generation_prompt and not enable_thinking %}<think></think>{% endif %}'
     prompts = [meta_prompt(r['question']) for r in (ROWS[0], ROWS[6])]
     heard = []
-    off = local_ask(model, tokenizer, warn=heard.append)(prompts)
-    on = local_ask(model, tokenizer, enable_thinking=True, max_reasoning_tokens=100, warn=heard.append)(prompts)
+    off = hf_engine(model, tokenizer, warn=heard.append)(prompts)
+    on = hf_engine(model, tokenizer, enable_thinking=True, max_reasoning_tokens=100, warn=heard.append)(prompts)
     assert [r.reasoning for r in on]==['Yes? No?', 'Yes? No?'] and [r.text for r in on]==['Yes', 'No']
     assert all(r.reasoning is None for r in off) or heard
 
@@ -151,10 +151,10 @@ UNFINISHED = dict(block=sent(lambda text: f'<think>{WHY}', 'length'), block_that
 API_ROW = dict(question_id='1', question='What is the capital of Country 1?', answers=['City 1'])
 
 def through_api(send, name, preset, **how):
-    server,made = Server(lambda server, body, n: send),choices(preset, meta_chat=True)
+    server,made = Server(lambda server, body, n: send),resolve_protocol(preset, meta_chat=True)
     try:
-        claim = claim_of(made, name)
-        remote = Remote('thinker', server.url, KEY, timeout=5, tries=1, **how)
+        claim = build_claim(made, name)
+        remote = APIEngine('thinker', server.url, KEY, timeout=5, tries=1, **how)
         replies = remote([f(API_ROW['question']) for f in (claim.direct, claim.extra) if f])
     finally: server.close()
     return record(API_ROW, claim, matchers[made['matcher']], *replies)

@@ -59,25 +59,25 @@ def test_nothing_is_a_pickle(whole):
 def test_the_mask_by_hand(demo):
     "Which tokens count, and how much, spelled out with transformers and a loop."
     import torch
-    from esma_nb.prompts.elicitation import claim_named
-    from esma_nb.sft.examples import teach_both,tokenized
-    from esma_nb.sft.optimization import counted,nats
+    from esma_nb.prompts.elicitation import get_claim
+    from esma_nb.sft.examples import answer_and_claim_examples,tokenize_example
+    from esma_nb.sft.optimization import loss_tokens,completion_loss
     model,tokenizer = demo
     row = dict(question='What is the capital of Kenya?', answers=['Nairobi'])
-    pairs = teach_both(claim_named('meta'))(row, False)
+    pairs = answer_and_claim_examples(get_claim('meta'))(row, False)
     text = ['<s><|user|>Answer the following question with keywords.\nQuestion: What is the capital of Kenya?\n</s><|assistant|>Nairobi</s>',
         '<s><|user|>Do you know the answer to the following question? If you know and are sure about the answer, just return "Yes". '
         'If you don\'t know the answer or are uncertain, just return "No".\nQuestion: What is the capital of Kenya?\n</s><|assistant|>No</s>']
     for (prompt,reply),line in zip(pairs, text):
-        ids,start = tokenized(tokenizer, prompt, reply)
+        ids,start = tokenize_example(tokenizer, prompt, reply)
         assert tokenizer.decode(ids)==line
         assert tokenizer.decode(ids[start:])==f'{reply}</s>'
         p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         def loss(first): return -sum(p[i-1, ids[i]].item() for i in range(first, len(ids)))
-        assert nats(model, [(ids, start)]).item()==pytest.approx(loss(start), abs=1e-4)
-        whole = tokenized(tokenizer, prompt, reply, whole=True)
-        assert nats(model, [whole]).item()==pytest.approx(loss(1), abs=1e-3) and counted([whole])==len(ids)-1
-    assert [tokenized(tokenizer, p, r)[1] for p,r in pairs]==[len(tokenizer(l.split('<|assistant|>')[0]+'<|assistant|>', add_special_tokens=False).input_ids) for l in text]
+        assert completion_loss(model, [(ids, start)]).item()==pytest.approx(loss(start), abs=1e-4)
+        whole = tokenize_example(tokenizer, prompt, reply, whole=True)
+        assert completion_loss(model, [whole]).item()==pytest.approx(loss(1), abs=1e-3) and loss_tokens([whole])==len(ids)-1
+    assert [tokenize_example(tokenizer, p, r)[1] for p,r in pairs]==[len(tokenizer(l.split('<|assistant|>')[0]+'<|assistant|>', add_special_tokens=False).input_ids) for l in text]
 
 def test_labels_are_the_models_own_greedy_answers(whole, demo):
     "The first labels are those of the untrained model, found by transformers' own generation and the matcher."
@@ -97,19 +97,19 @@ def test_labels_are_the_models_own_greedy_answers(whole, demo):
     assert [l['iteration'] for l in lines(whole/'labels.jsonl')]==[0, 5, 10, 15, 20]
 
 def test_taught_and_measured_in_one_format(demo):
-    from esma_nb.prompts.elicitation import claim_named
+    from esma_nb.prompts.elicitation import get_claim
     from esma_nb.evaluation.evaluate import evaluate
-    from esma_nb.sft.examples import teach_both,tokenized
+    from esma_nb.sft.examples import answer_and_claim_examples,tokenize_example
     from esma_nb.engines.encoding import encode
-    from esma_nb.prompts.templates import Reply
+    from esma_nb.prompts.templates import Completion
     for lang in ('en', 'ko', 'zh', 'es'):
         for chat in (True, False):
-            claim,asked,row = claim_named('meta', lang=lang, chat=chat),[],dict(question_id='1', question='{Who}?', answers=['Ada'])
-            evaluate(lambda prompts: asked.extend(prompts) or [Reply('') for _ in prompts], [row], claim)
-            pairs = teach_both(claim, lang)(row, True)
+            claim,asked,row = get_claim('meta', lang=lang, chat=chat),[],dict(question_id='1', question='{Who}?', answers=['Ada'])
+            evaluate(lambda prompts: asked.extend(prompts) or [Completion('') for _ in prompts], [row], claim)
+            pairs = answer_and_claim_examples(claim, lang)(row, True)
             assert [p for p,_ in pairs]==asked
             for p,r in pairs:
-                ids,start = tokenized(demo[1], p, r)
+                ids,start = tokenize_example(demo[1], p, r)
                 assert ids[:start]==encode(demo[1], [p])[0]
 
 @pytest.mark.parametrize('task,more', [('sft_meta', []), ('sft_meta', ['--answers']), ('sft', [])])

@@ -12,7 +12,7 @@ from esma_nb.metrics.scores import MetaScores
 from esma_nb.core.runs import append_lines,read_json
 from esma_nb.integrations.trackers import tracker
 name,out,steps,break_at = sys.argv[1],Path(sys.argv[2]),[int(t) for t in sys.argv[3].split(',')],int(sys.argv[4])
-s = MetaScores.of([True]*50+[False]*50, [True]*40+[False]*10+[True]*40+[False]*10)
+s = MetaScores.from_claims([True]*50+[False]*50, [True]*40+[False]*10+[True]*40+[False]*10)
 t = tracker(name, out, dict(read_json(out/'args.json')['args'], api_key='sk-123-never'), held_out={0: s})
 for i in steps:
     m = dict(iteration=i, reward_mean=i/10, d_prime_type2=None)
@@ -21,17 +21,17 @@ for i in steps:
         def gone(*args, **kw): raise ConnectionResetError('gone')
         t.inner.log = gone
     t.log(m, i)
-t.measured(s, i)
+t.log_scores(s, i)
 print(t.hint)
 t.finish()
 """
 secrets = b'sk-123-never',b'hunter2',b'private_folder_of_ann'
 
-def in_tensorboard(out, tag):
+def open_tensorboard(out, tag):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     return [(e.step, e.value) for e in EventAccumulator(str(out/'tensorboard')).Reload().Scalars(tag)]
 
-def in_wandb(out, tag): # `wandb leet inspect` reads the files; what was written offline has one for every start
+def open_wandb(out, tag): # `wandb leet inspect` reads the files; what was written offline has one for every start
     found = []
     for p in sorted(out.glob('wandb/offline-run-*')):
         said = subprocess.run([sys.executable, '-m', 'wandb', 'leet', 'inspect', '--json', str(p)], capture_output=True, text=True, check=True).stdout
@@ -39,7 +39,7 @@ def in_wandb(out, tag): # `wandb leet inspect` reads the files; what was written
     items = [row['history']['item'] for row in found]
     return [(v['_step'], v[tag]) for v in items if tag in v]
 
-def in_trackio(out, tag):
+def open_trackio(out, tag):
     env = dict(os.environ, TRACKIO_DIR=str(out/'trackio'))
     def ask(*words):
         r = subprocess.run([sys.executable, '-m', 'trackio.cli', *words, '--project', 'esma_nb', '--json'], env=env, capture_output=True, text=True, check=True)
@@ -47,14 +47,14 @@ def in_trackio(out, tag):
     run, = ask('list', 'runs')['runs']
     return [(v['step'], v['value']) for v in ask('get', 'metric', '--run', run if isinstance(run, str) else run['name'], '--metric', tag)['values']]
 
-def in_mlflow(out, tag):
+def open_mlflow(out, tag):
     from mlflow import MlflowClient
     c = MlflowClient(f"sqlite:///{out/'mlflow'/'mlflow.db'}")
     run, = c.search_runs([e.experiment_id for e in c.search_experiments()])
     assert run.info.status=='FINISHED' and run.data.params['sigma']=='0.001'
     return [(m.step, m.value) for m in c.get_metric_history(run.info.run_id, tag)]
 
-readers = dict(tensorboard=in_tensorboard, wandb=in_wandb, trackio=in_trackio, mlflow=in_mlflow)
+readers = dict(tensorboard=open_tensorboard, wandb=open_wandb, trackio=open_trackio, mlflow=open_mlflow)
 
 def start(name, out, steps, cwd, break_at=0):
     home = cwd.parent/'home'
@@ -93,10 +93,10 @@ def test_a_gradient_run_is_mirrored_too(tmp_path):
     out = tmp_path/'run'
     for _ in range(2): sft_meta(num_samples=24, num_val_samples=20, num_epochs=1, batch_size=2, device='cpu', evaluate_interval=6, log_with='tensorboard', output_dir=str(out))
     lines = read_lines(out/'metrics.jsonl')
-    steps,losses = zip(*in_tensorboard(out, 'train/loss'))
+    steps,losses = zip(*open_tensorboard(out, 'train/loss'))
     assert list(steps)==[m['iteration'] for m in lines] and losses==pytest.approx([m['loss'] for m in lines])
-    assert [t for t,_ in in_tensorboard(out, 'held_out/accuracy')]==[0, 6, 12]
-    assert in_tensorboard(out, 'held_out/auroc')[-1][1]==pytest.approx(read_json(out/'summary.json')['after']['auroc'])
+    assert [t for t,_ in open_tensorboard(out, 'held_out/accuracy')]==[0, 6, 12]
+    assert open_tensorboard(out, 'held_out/auroc')[-1][1]==pytest.approx(read_json(out/'summary.json')['after']['auroc'])
 
 def test_a_gradient_run_refuses_an_unknown_tracker(tmp_path):
     from esma_nb.sft.train import sft

@@ -31,10 +31,10 @@ def whole(tmp_path_factory):
 
 def test_the_final_model_is_a_model(whole):
     from transformers import AutoModelForCausalLM,AutoTokenizer
-    from esma_nb.evolution.es import Master,fingerprint
+    from esma_nb.evolution.es import MasterWeights,fingerprint
     model = AutoModelForCausalLM.from_pretrained(whole/'model')
     assert AutoTokenizer.from_pretrained(whole/'model').chat_template
-    assert fingerprint(Master(model).state())==digest(whole)
+    assert fingerprint(MasterWeights(model).state())==digest(whole)
 
 @pytest.mark.parametrize('n', [0, 2])
 def test_killed_in_any_iteration_and_started_again(whole, tmp_path, n):
@@ -95,7 +95,7 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
     (['--sigma', '0'], 'above 0'),
     (['--num_data_per_iteration', '100000'], 'lower --num_data_per_iteration'),
     (['--dataset', 'no.jsonl'], 'no.jsonl'),
-    (['--clip', '-1'], 'give 0 or more'),
+    (['--max_update_norm', '-1'], 'give 0 or more'),
     (['--alpha', 'inf'], 'alpha is inf'),
     (['--batch_size', '0'], 'give 1 or more'),
     (['--device', 'cuda:99'], "no device 'cuda:99'"),

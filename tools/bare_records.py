@@ -3,7 +3,7 @@ import shutil,sys
 from dataclasses import asdict,replace
 from pathlib import Path
 from esma_nb.evaluation.records import load_records,record_files
-from esma_nb.core.runs import append_lines,whole
+from esma_nb.core.runs import append_lines,atomic_write
 
 def bare(record)->dict: # What is left to count: question_id, correct, yes, unparsed, failed, log_odds
     r = asdict(replace(record, question='', answers=[], direct_output='', meta_output=None, seconds=None))
@@ -16,7 +16,7 @@ def strip(run:Path, out:Path):
     for name in ('args.json', 'metrics.jsonl', 'journal.jsonl', 'summary.json'):
         if (run/name).exists(): shutil.copy(run/name, out/name)
     for path in record_files(run).values():
-        with whole(out/'records'/path.name) as draft: append_lines(draft, [bare(r) for r in load_records(path)])
+        with atomic_write(out/'records'/path.name) as draft: append_lines(draft, [bare(r) for r in load_records(path)])
 
 if __name__=='__main__':
     *runs,out = map(Path, sys.argv[1:])

@@ -8,18 +8,18 @@ they read the other way or leave unread, and the seconds that the replies took. 
 import re,sys
 from collections import Counter
 from time import perf_counter
-from esma_nb.metrics.matching import fold
+from esma_nb.metrics.matching import normalize_text
 from esma_nb.prompts.templates import meta_prompt
 from esma_nb.prompts.claim_parsing import reads_yes
 from esma_nb.datasets.registry import load_rows
-from esma_nb.engines.hf import local_ask
+from esma_nb.engines.hf import hf_engine
 from esma_nb.engines.models import load_model
 
 yes = dict(en='yes', ko='예|네', zh='是|是的.*|知道.*', es='si')
 no = dict(en='no', ko='아니요|아니오|아뇨|아니', zh='否|不|(?:不是|不知道|不确定|不清楚).*', es='no')
 
 def first_word(text, lang): # The reading until version 9f80691
-    word = re.search(r'[^\W\d_]+', fold(text))
+    word = re.search(r'[^\W\d_]+', normalize_text(text))
     if not word: return None
     return True if re.fullmatch(f'{yes[lang]}|yes', word[0]) else False if re.fullmatch(f'{no[lang]}|no', word[0]) else None
 
@@ -27,13 +27,13 @@ def counted(claims): return '/'.join(str(sum(c is v for c in claims)) for v in (
 
 def main(model='demo', n='80', dataset='demo', lang='en', data_dir=None):
     rows,_ = load_rows(dataset, None, lang, data_dir, int(n), 42)
-    ask = local_ask(*load_model(model, 'float32', 'cpu'))
+    generate = hf_engine(*load_model(model, 'float32', 'cpu'))
     print(f'{model}, {len(rows)} questions of {dataset} ({lang}): yes/no/unreadable\n\n| meta tokens | first word | rules | newly read | turned or lost | seconds |\n'
         '|---|---|---|---|---|---|')
-    ask([meta_prompt(r['question'], lang, 1) for r in rows])
+    generate([meta_prompt(r['question'], lang, 1) for r in rows])
     for tokens in (4, 8, 12, 16, 32):
         start = perf_counter()
-        replies = [r.text for r in ask([meta_prompt(r['question'], lang, tokens) for r in rows])]
+        replies = [r.text for r in generate([meta_prompt(r['question'], lang, tokens) for r in rows])]
         seconds = perf_counter()-start
         old,new = ([read(t, lang) for t in replies] for read in (first_word, reads_yes))
         print(f"| {tokens} | {counted(old)} | {counted(new)} | {sum(o is None and w is not None for o,w in zip(old, new))} "

@@ -39,13 +39,13 @@ def questions(a, n):
 def machine(a):
     import torch,transformers
     from esma_nb.bench.bench import machine as called
-    from esma_nb.bench.roofline import machine_limits
+    from esma_nb.bench.roofline import machine_peaks
     from esma_nb.engines.models import pick_device
     device = pick_device(a.device)
     if device.type=='cuda': sh('nvidia-smi', check=False)
     memory = torch.cuda.get_device_properties(device).total_memory if device.type=='cuda' else None
     return dict(machine=called(device), memory=memory, cores=os.cpu_count(), python=platform.python_version(), transformers=transformers.__version__,
-        lacking=lacking(), limits={d: machine_limits(device, getattr(torch, d)) for d in ('float32', 'bfloat16')})
+        lacking=lacking(), peaks={d: machine_peaks(device, getattr(torch, d)) for d in ('float32', 'bfloat16')})
 
 def tests(a):
     what,log = ('tests/test_sync.py::test_layers' if a.toy else 'tests'),a.work/'pytest.txt'
@@ -72,30 +72,30 @@ def correct(a):
 
 def visits(device, n)->bool: # Does every bit come home?
     import torch
-    from esma_nb.evolution.es import Master,fingerprint
+    from esma_nb.evolution.es import MasterWeights,fingerprint
     from esma_nb.engines.models import load_model
     model,_ = load_model('demo', 'float32', device)
-    master = Master(model)
+    master = MasterWeights(model)
     model.to(torch.bfloat16)
-    master.write()
+    master.restore()
     def bits(): return fingerprint(master.state()),fingerprint(dict(model.named_parameters()))
     home = bits()
     for i in range(n):
-        with master.visit((1, i//2, 0), .01*(-1)**i): pass
+        with master.perturbed((1, i//2, 0), .01*(-1)**i): pass
     return bits()==home
 
 def replies(a, device, dtype)->dict: # Shares of replies that are the same, token for token
-    from esma_nb.prompts.elicitation import by_meta
-    from esma_nb.engines.hf import local_ask
+    from esma_nb.prompts.elicitation import meta_claim
+    from esma_nb.engines.hf import hf_engine
     from esma_nb.engines.models import load_model
-    from esma_nb.bench.baselines import padded_ask
+    from esma_nb.bench.baselines import naive_engine
     model,tokenizer = load_model(a.model, dtype, device)
-    claim,rows = by_meta(max_new_tokens=32, meta_tokens=32),questions(a, 8 if a.toy else 256)
+    claim,rows = meta_claim(max_new_tokens=32, meta_tokens=32),questions(a, 8 if a.toy else 256)
     prompts = [f(r['question']) for f in (claim.direct, claim.extra) for r in rows]
-    def said(ask, size): return [(r.text, r.n_tokens) for i in range(0, len(prompts), size) for r in ask(prompts[i:i+size])]
-    generate = said(padded_ask(model, tokenizer), len(prompts))
+    def said(generate, size): return [(r.text, r.n_tokens) for i in range(0, len(prompts), size) for r in generate(prompts[i:i+size])]
+    generate = said(naive_engine(model, tokenizer), len(prompts))
     def same(other): return sum(x==y for x,y in zip(generate, other))/len(prompts)
-    return dict(replies=len(prompts), ours=same(said(local_ask(model, tokenizer, len(prompts)), len(prompts))), generate_by_fours=same(said(padded_ask(model, tokenizer), 4)))
+    return dict(replies=len(prompts), ours=same(said(hf_engine(model, tokenizer, len(prompts)), len(prompts))), generate_by_fours=same(said(naive_engine(model, tokenizer), 4)))
 
 def invented(a)->Path:
     "A model of Qwen2.5-1.5B's shape whose weights are random and whose replies end by chance, with one token in fifty."
@@ -117,14 +117,14 @@ def invented(a)->Path:
 def bench(a):
     "Low rank in a process of its own: its batch is large, and may not fit."
     model,found = invented(a),{}
-    for ways in (['bfloat16', 'same', 'default'], ['default', 'lowrank']):
+    for baselines in (['bfloat16', 'same', 'default'], ['default', 'lowrank']):
         path = a.work/'bench.json'
         path.unlink(missing_ok=True)
         try:
             of_ours('bench.bench', '--model', model, *asked_of(a, 'trivia_qa'), '--population_size', 2 if a.toy else a.members, '--num_data_per_iteration', 4 if a.toy else 256,
-                '--repeats', 1, '--device', a.device, '--ways', *ways, '--json', path)
-            found['+'.join(ways)] = json.loads(path.read_text())
-        except subprocess.CalledProcessError as e: found['+'.join(ways)] = dict(failed=str(e))
+                '--repeats', 1, '--device', a.device, '--baselines', *baselines, '--json', path)
+            found['+'.join(baselines)] = json.loads(path.read_text())
+        except subprocess.CalledProcessError as e: found['+'.join(baselines)] = dict(failed=str(e))
     return found
 
 def profile(a):
@@ -132,9 +132,9 @@ def profile(a):
     import torch
     from torch.profiler import ProfilerActivity,profile as watched
     from esma_nb.engines.models import pick_device
-    from esma_nb.bench.baselines import our_way
+    from esma_nb.bench.baselines import training_baseline
     device,gpu = str(pick_device(a.device)),torch.cuda.is_available()
-    way = our_way(str(invented(a)), device, questions(a, 4 if a.toy else 256), 2)
+    way = training_baseline(str(invented(a)), device, questions(a, 4 if a.toy else 256), 2)
     first = [way(0), way(1)][1]
     with watched(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*gpu) as p: way(2)
     events = p.key_averages()

@@ -8,8 +8,8 @@ Both models are made up: bfloat16, four shards of about a gigabyte, 225 tensors 
 import json,os,platform,shutil,subprocess,sys,tempfile,time
 from pathlib import Path
 import torch
-from esma_nb.evolution.noise import side_by_side,slices,stream
-from esma_nb.patching.tensors import lay_out,read,read_header,write
+from esma_nb.evolution.noise import parallel_map,slices,tensor_seed
+from esma_nb.patching.tensors import create_safetensors,read,read_header,write
 
 LAYERS,WIDTH,INNER,WORDS,SHARDS = 25,2048,8192,151936,4
 
@@ -29,14 +29,14 @@ def make(folder, old=None):
     for i in range(SHARDS):
         name = f'model-{i+1:05d}-of-{SHARDS:05d}.safetensors'
         mine = {n: (torch.bfloat16, s) for j,(n,s) in enumerate(every.items()) if j*SHARDS//len(every)==i}
-        places,where = lay_out(folder/name, mine, dict(format='pt')),where | dict.fromkeys(mine, name)
+        places,where = create_safetensors(folder/name, mine, dict(format='pt')),where | dict.fromkeys(mine, name)
         before = read_header(old/name)[0] if old else {}
         def fill(n):
-            g = torch.Generator().manual_seed(stream((bool(old),), n) >> 1)
+            g = torch.Generator().manual_seed(tensor_seed((bool(old),), n) >> 1)
             for at in slices(places[n].size):
                 w = torch.randn(at.stop-at.start, generator=g)
                 write(places[n], at.start, (read(before[n], at).float() + w*1e-4 if old else w*.02).bfloat16())
-        side_by_side(fill, list(mine))
+        parallel_map(fill, list(mine))
     total = sum(p.stat().st_size for p in folder.glob('*.safetensors'))
     (folder/'model.safetensors.index.json').write_text(json.dumps(dict(metadata=dict(total_size=total), weight_map=where)))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from esma_nb.evolution.checkpoint import save_checkpoint
-from esma_nb.evolution.noise import direction,side_by_side
+from esma_nb.evolution.noise import direction,parallel_map
 from esma_nb.patching.replay import at_iteration
 from esma_nb.core.runs import read_lines,write_json
 
@@ -27,7 +27,7 @@ def stepped(weights:dict, journal:list)->dict: # In bfloat16, by name
         return w
     with tqdm(total=len(journal)*sum(w.numel() for w in weights.values())/1e6, unit='million') as bar:
         names = sorted(weights, key=lambda n: -weights[n].numel())
-        return dict(zip(names, side_by_side(go, names)))
+        return dict(zip(names, parallel_map(go, names)))
 
 def facts(start:dict, end:dict, exact:dict)->dict:
     "What became of `start`; `exact` is where it should have gone."

@@ -6,16 +6,16 @@ import sys
 from argparse import ArgumentParser
 import torch
 from esma_nb.datasets.registry import load_rows
-from esma_nb.engines.models import pick_device,working_dtype
+from esma_nb.engines.models import pick_device,compute_dtype
 from esma_nb.core.runs import write_json
-from esma_nb.bench.baselines import our_way
+from esma_nb.bench.baselines import training_baseline
 
 def main(model, dataset, to, data_dir):
     device = pick_device('auto')
-    dtype = working_dtype('auto', device)
+    dtype = compute_dtype('auto', device)
     def seconds(members, questions):
         rows = load_rows(dataset, data_dir=data_dir, num_samples=questions)[0]
-        found = our_way(model, str(device), rows, members, dtype=dtype)(0)['seconds']
+        found = training_baseline(model, str(device), rows, members, dtype=dtype)(0)['seconds']
         print(members, questions, round(found, 2), flush=True)
         return found
     seconds(2, 16) # To warm up

@@ -17,22 +17,22 @@ def at_iteration(
     checkpoints:bool=True, # Start from the nearest checkpoint; False: from the base model
     device:str='cpu', # Kind of device that the run used: CPU and GPU generate different noise
     log=print, # Called with a line about a checkpoint that cannot be used
-)->tuple: # Model, tokenizer, `Master` and the iteration
+)->tuple: # Model, tokenizer, `MasterWeights` and the iteration
     "Recompute a run's model at an iteration."
-    from esma_nb.evolution.trainer import master_of
-    from esma_nb.evolution.checkpoint import in_order,resume
+    from esma_nb.evolution.trainer import make_master_weights
+    from esma_nb.evolution.checkpoint import check_journal,resume_weights
     from esma_nb.engines.models import load_model
     for name in ('args.json', 'journal.jsonl'):
         if not (run/name).exists():
             raise FileNotFoundError(f"{run} is no run folder of esma_nb_train: it has no {name}")
     args,journal = read_json(run/'args.json')['args'],read_lines(run/'journal.jsonl')
-    in_order(journal, run/'journal.jsonl')
+    check_journal(journal, run/'journal.jsonl')
     t = len(journal) if iteration is None else iteration
     if not 0<=t<=len(journal):
         raise ValueError(f"there is no iteration {t} in {run}: its journal has 0 to {len(journal)}")
     model,tokenizer = load_model(args['model'], 'float32', device)
-    master = master_of(model, dict(perturbation='full', rank=4, optimizer='sgd', momentum=.9, weight_decay=0.) | args)
-    resume(master, run/'checkpoints' if checkpoints else run/'none', journal[:t], log)
+    master = make_master_weights(model, dict(perturbation='full', rank=4, optimizer='sgd', momentum=.9, weight_decay=0.) | args)
+    resume_weights(master, run/'checkpoints' if checkpoints else run/'none', journal[:t], log)
     return model,tokenizer,master,t
 
 # %% ../../nbs/patching/00_replay.ipynb #43e6495d

@@ -10,7 +10,7 @@ __all__ = ['english', 'korean', 'chinese', 'spanish', 'claim_words', 'signs', 'b
 import re
 from dataclasses import dataclass,fields
 from functools import lru_cache
-from ..metrics.matching import fold
+from ..metrics.matching import normalize_text
 from .templates import language
 
 # %% ../../nbs/prompts/02_claim_parsing.ipynb #43142475
@@ -176,11 +176,11 @@ def claim_patterns(
     p['passes'] = rf"(?:(?:{p['leads']})\s*)*(?:{p['passes']})[\W_]*$"
     p['phrase'] = f"(?P<no>(?:{p['denies']}).*)|(?P<yes>{p['knows']})"
     own,english = language(code),language('en')
-    yes,no = ('|'.join(fold(' '.join([getattr(own, k), getattr(english, k), bare[k]])).split()) for k in ('yes', 'no'))
+    yes,no = ('|'.join(normalize_text(' '.join([getattr(own, k), getattr(english, k), bare[k]])).split()) for k in ('yes', 'no'))
     joined = rf" *[/|] *| *,? *(?:{p['joins']}) *"
     choices = (rf"(?<![^\W_])(?:{a})(?:{joined})(?!{p['denies']})(?:{b})(?!\w)" for a,b in ((yes, no), (no, yes)))
     p['both'] = '|'.join(choices)
-    start = re.escape(fold(re.split('[?？]', own.meta)[0]))
+    start = re.escape(normalize_text(re.split('[?？]', own.meta)[0]))
     p['turns'] = rf"<\|[^|>]*\|>|\[/?inst\]|</s>|\n\W*(?:(?:{p['turns']})\s*:|{start})"
     p['buts'] = f"(?={p['buts']})"
     p['asks'] = f"(?:{'|'.join(r.asks for r in rows)})$"
@@ -197,7 +197,7 @@ def _turns(text, p): # The reply, and what follows it if the model goes on to pl
     for sign,word in signs.items():
         if sign in text: text = text.replace(sign, word)
     for pattern,new in p['rewrites']: text = pattern.sub(new, text)
-    return p['turns'].split(fold(text))
+    return p['turns'].split(normalize_text(text))
 
 def _clauses(sentence, question, p): # Those that state something
     parts = [c for c in map(str.strip, _breaks.split(sentence)) if c]
@@ -230,14 +230,14 @@ def stated(
 def reads_yes(
     text:str, # Reply to a meta prompt, without its reasoning
     lang:str='en', # The language it was asked in
-    turned:bool=False, # Asked whether it is unsure? Then the word yes claims not to know, as "I don't know" always does
+    inverted:bool=False, # Asked whether it is unsure? Then the word yes claims not to know, as "I don't know" always does
 )->bool: # True claims to know, False claims not to; `None` where there is no claim or a contradiction
     "Whether `text` claims to know the answer."
     p = claim_patterns(lang)
     for turn in _turns(text, p):
         clauses = stated(turn, p)
         found = [_claims(c, p) for c in clauses]
-        claims = {w!=turned for ws,_ in found for w in ws} | {s for _,ss in found for s in ss}
+        claims = {w!=inverted for ws,_ in found for w in ws} | {s for _,ss in found for s in ss}
         if len(claims)==2 or claims=={True} and any(p['hedges'].search(c) for c in clauses): return None
         if claims: return claims.pop()
 
@@ -245,10 +245,10 @@ def reads_yes(
 def contains_yes(
     text:str, # Reply to a meta prompt
     lang:str='en', # The language it was asked in
-    turned:bool=False, # Was the question whether the model is unsure?
+    inverted:bool=False, # Was the question whether the model is unsure?
 )->bool: # Never `None`: whatever is no yes is a no
     "Whether the word for yes stands anywhere in `text`, as the paper's code has it."
-    return (language(lang).yes.split()[0] in text.lower())!=turned
+    return (language(lang).yes.split()[0] in text.lower())!=inverted
 
 # %% ../../nbs/prompts/02_claim_parsing.ipynb #09777687
 def reads_attempt(
@@ -267,5 +267,5 @@ def contains_no_pass(
     lang:str='en', # The language it was asked in
 )->bool: # True claims to know, False passes, `None` says nothing at all
     "Whether no phrase for passing stands anywhere in `text`: the reading of the `paper` preset."
-    heard = fold(text)
-    return not any(fold(w) in heard for w in language(lang).passes.split('|')) if heard.strip() else None
+    heard = normalize_text(text)
+    return not any(normalize_text(w) in heard for w in language(lang).idk_phrases.split('|')) if heard.strip() else None

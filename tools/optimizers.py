@@ -1,6 +1,6 @@
-"""Put what the runs of runs/optimisers.sh have found into one table: a line a run, with every number that nbs/explanations/optimisers.ipynb uses.
+"""Put what the runs of runs/optimizers.sh have found into one table: a line a run, with every number that nbs/explanations/optimizers.ipynb uses.
 
-    python tools/optimisers.py out/optimisers > runs/optimisers/runs.csv
+    python tools/optimizers.py out/optimizers > runs/optimizers/runs.csv
 """
 import csv,sys
 from pathlib import Path
