@@ -11,7 +11,8 @@ from inspect import signature
 from itertools import groupby
 import torch
 from fastcore.basics import patch
-from transformers.cache_utils import DummyLayer,DynamicCache,DynamicLayer,LinearAttentionLayer
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache,DynamicLayer,LinearAttentionLayer
 
 # %% ../../nbs/engines/03_prefix_cache.ipynb #b5e69e66
 def common_prefix(
@@ -125,7 +126,8 @@ def has_kv_cache(
     if model._is_stateful or 'past_key_values' not in signature(model.forward).parameters: return False
     layers = DynamicCache(config=model.config).layers
     if any(isinstance(layer, LinearAttentionLayer) for layer in layers): return False
-    return all(isinstance(layer, (DynamicLayer, DummyLayer)) for layer in layers)
+    without_state = getattr(cache_utils, 'DummyLayer', ()) # Since transformers 5.20
+    return all(isinstance(layer, (DynamicLayer, without_state)) for layer in layers)
 
 # %% ../../nbs/engines/03_prefix_cache.ipynb #e5219908
 class UnpaddedDecoder:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['evaluate', 'is_record_of', 'evaluate_into', 'print_scores', 'open_evaluation', 'close_evaluation', 'with_progress',
-           'local_model', 'eval_model', 'score']
+           'local_model', 'vllm_model', 'eval_model', 'score']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #16a7af70
 from dataclasses import asdict
@@ -95,7 +95,8 @@ def local_model(
     batch_size:int, # Questions in one batch; each has up to 2 prompts
     device:str, # cpu, cuda, cuda:1, mps or auto
 )->tuple: # `generate`, and the device in words
-    "Load a local model, and make an `generate` of it."
+    "Load a local model, and make an engine of it."
+    if args['engine']=='vllm': return vllm_model(args, protocol)
     from esma_nb.engines.hf import hf_engine
     from esma_nb.engines.models import load_model
     from esma_nb.engines.prepack import pack
@@ -104,6 +105,15 @@ def local_model(
     options = {k: args[k] for k in ('enable_thinking', 'max_input_length', 'max_reasoning_tokens')}
     sample_token = token_sampler(protocol, model, args['seed'])
     return hf_engine(model, tokenizer, 2*batch_size, sample_token=sample_token, warn=print, **options),str(model.device)
+
+def vllm_model(args, protocol)->tuple: # As from `local_model`
+    from esma_nb.engines.models import pick_device,pick_dtype
+    from esma_nb.engines.vllm import import_vllm,launch_vllm,vllm_engine
+    version,device = import_vllm().__version__,pick_device('auto')
+    llm,model,tokenizer = launch_vllm(args, str(pick_dtype(args['dtype'], device)).partition('.')[2])
+    options = token_sampler(protocol, model, args['seed'], 'vllm')
+    engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], options, args['enable_thinking'], args['max_reasoning_tokens'], print)
+    return engine,f'vLLM {version}, {device}'
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #8b9f5e2a
 @command
@@ -128,11 +138,18 @@ def eval_model(
     seed:int=42, # For the choice of questions, and for sampled replies
     dtype:str='auto', # float32, bfloat16 or auto
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
+    engine:str='hf', # What generates: hf (transformers), or vllm, where it is installed
+    tensor_parallel_size:int=1, # For vllm: GPUs that share one model
+    gpu_memory_utilization:float=.9, # For vllm: share of a GPU for weights and cache
+    enforce_eager:bool=False, # For vllm: no CUDA graphs and no compilation, which starts sooner
     output_dir:str=None, # Where records and scores go; default: out/eval-MODEL-DATASET-CLAIM
 ):
     "Measure what a model knows and whether it knows that it knows; the same command again resumes."
     args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device')}
+    from esma_nb.engines.vllm import check_engine,prepare_environment
+    if engine=='vllm': prepare_environment()
     args |= prompt_limits(preset, args)
+    check_engine(engine, device, tensor_parallel_size)
     protocol = resolve_protocol(preset, matcher=matcher, decoding=decoding)
     elicit,match = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat),matchers[protocol['matcher']]
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])

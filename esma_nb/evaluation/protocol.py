@@ -7,6 +7,7 @@ __all__ = ['presets', 'readings', 'decoding_modes', 'lookup', 'resolve_protocol'
            'protocol_diff']
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #68102177
+from functools import partial
 from ..prompts.claim_parsing import contains_yes,reads_yes
 from ..metrics.matching import matchers
 from ..prompts.elicitation import Claim,get_claim
@@ -56,10 +57,14 @@ def token_sampler(
     protocol:dict, # As from `resolve_protocol`
     model,
     seed:int, # For sampled replies
-): # For `hf_engine`: from logits to one token a row
+    engine:str='hf', # hf or vllm
+): # For `hf_engine`: from logits to one token a row; for `vllm_engine`: from a row's tokens to sampling options, or None
     "The decoding of the protocol."
     from esma_nb.engines.hf import greedy,sampling_from_config
-    return sampling_from_config(model, seed) if protocol['decoding']=='own' else greedy
+    from esma_nb.engines.vllm import sampling_options
+    is_own = protocol['decoding']=='own'
+    if engine=='vllm': return partial(sampling_options, model, seed) if is_own else None
+    return sampling_from_config(model, seed) if is_own else greedy
 
 def protocol_diff(protocol:dict)->str: # One line
     "The settings that differ from the default preset."

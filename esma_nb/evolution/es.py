@@ -45,10 +45,14 @@ class MasterWeights:
         noise=in_chunks, # From a key, name, shape and device to standard normal numbers, as a tensor or in chunks
         total=None, # From coefficients by key, name, shape and device to the sum of directions; default: one by one
         optimizer=None, # An optimizer that applies an estimate, such as `Momentum`; default: add it
+        sink=None, # From parameters by name to what is written to, such as `vllm_weights`; default: the parameters
+        written=lambda: None, # Called after each write, such as `forget_prefixes`
     ):
         self.params = {n: p for n,p in model.named_parameters() if include(n, p)}
         if not self.params: raise ValueError("no parameter is trained: `include` returned False for all of them")
-        self.weights = {n: p.detach().float().clone() for n,p in self.params.items()}
+        self.weights = {n: p.detach().float() if sink else p.detach().float().clone() for n,p in self.params.items()}
+        if sink: self.params = sink(self.params)
+        self.written = written
         self.untrained = {n: p.detach().float().clone() for n,p in model.named_parameters() if n not in self.params}
         self.model,self.noise,self.total,self.optimizer = model,noise,total,optimizer
 
@@ -68,11 +72,13 @@ def load_member(self:MasterWeights,
 ):
     "Write the master weights, perturbed by `scale` along `key`, into the working copy."
     self.map_tensors(lambda n, m: self.params[n].copy_(self.member_tensor(n, m, key, scale)))
+    self.written()
 
 @patch
 def restore(self:MasterWeights):
     "Write the unperturbed master weights into the working copy."
     self.map_tensors(lambda n, m: self.params[n].copy_(m))
+    self.written()
 
 @patch
 def member_tensor(self:MasterWeights, n, m, key, scale)->torch.Tensor: # A member's parameter `n`, in the working copy's precision

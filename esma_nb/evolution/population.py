@@ -32,13 +32,18 @@ class ProcessGroup:
     "The processes of one run."
     def __init__(self,
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
-    ):
+        tensor_parallel_size:int=1, # Processes that share one model: ranks 0 to k-1 the first one, and so on
+    ): # Raises ValueError where the processes cannot be divided so
         import torch
         import torch.distributed.nn.functional # Its default arguments keep the group alive if it is imported after the start, and exit aborts
         from accelerate import PartialState
         self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), **restart_store())
         self.rank,self.world_size,self.is_main = self.state.process_index,self.state.num_processes,self.state.is_main_process
-        self.store = None
+        if self.world_size%tensor_parallel_size: raise ValueError(f"{self.world_size} process(es) cannot be divided into models of "
+            f"{tensor_parallel_size}: start a multiple of it with torchrun --nproc_per_node")
+        self.store,self.tensor_parallel_size,self.n_replicas = None,tensor_parallel_size,self.world_size//tensor_parallel_size
+        self.replica,self.is_leader = self.rank//tensor_parallel_size,self.rank%tensor_parallel_size==0
+        self.peers = self.make_subgroup() if tensor_parallel_size>1 else None
 
     @contextmanager
     def collective(self): # Around calls that wait for other processes
@@ -49,6 +54,14 @@ class ProcessGroup:
     def all_gather(self, items:list)->list: # The items of all processes, in the order of their ranks
         from accelerate.utils import gather_object
         with self.collective(): return gather_object(items) if self.world_size>1 else items
+
+    def gather_results(self, items:list)->list: # Like `all_gather`, but once for each model: its processes have found the same
+        return self.all_gather(items if self.is_leader else [])
+
+    def make_subgroup(self): # The processes that share a model with this one; every process has to make all subgroups
+        from torch.distributed import new_group
+        k = self.tensor_parallel_size
+        return [new_group([*range(i*k, i*k+k)], backend='gloo') for i in range(self.n_replicas)][self.replica]
 
     def broadcast(self, value): # The value that process 0 passed, in every process
         from accelerate.utils import broadcast_object_list
@@ -88,7 +101,13 @@ def work_queue(self:ProcessGroup, work_items:list, name:str): # Each item goes t
 
 @patch
 def items_taken(self:ProcessGroup, name): # How many items of `name` were taken before, by any process
-    with self.collective(): return self.queue_store().add(name, 1)-1
+    import torch
+    from torch.distributed import broadcast
+    with self.collective():
+        queue = self.queue_store()
+        taken = torch.tensor(queue.add(name, 1)-1 if self.is_leader else 0)
+        if self.peers: broadcast(taken, src=self.replica*self.tensor_parallel_size, group=self.peers)
+        return taken.item()
 
 @patch
 def queue_store(self:ProcessGroup): # A key-value store in process 0
@@ -195,7 +214,7 @@ def es_iteration(
     alpha,sigma = (scheduled(args[k], args.get(f'{k}_schedule', 'constant'), t, args.get('num_iterations', 1)) for k in ('alpha', 'sigma'))
     found = evaluate(master, members, group.work_queue(work_items(members, directions_per_item), f'items/{t}'), sigma, score, check_interrupt)
     done = perf_counter()
-    results = [o for _,o in sorted(group.all_gather(found), key=lambda o: o[0])]
+    results = [o for _,o in sorted(group.gather_results(found), key=lambda o: o[0])]
     visited,rewards = perf_counter(),[o['reward'] for o in results]
     coefficients = shapings[args['shaping']](rewards) * alpha/len(members)
     if args.get('max_update_norm'): coefficients = coefficients * min(1, args['max_update_norm']*alpha/(master.length(members, coefficients) or 1))

@@ -41,7 +41,8 @@ def measure(
     def tidy(): [p.unlink() for p in path.parent.glob(f'.{path.stem}.*.jsonl') if group.is_main]
     if group.broadcast(path.exists()): return tidy() or scores(load_records(path))
     part = path.with_name(f'.{path.stem}.{group.rank}of{group.world_size}.jsonl')
-    found = group.all_gather(evaluate_into(part, generate, rows[group.rank::group.world_size], claim, match, batch_size, progress))
+    if group.tensor_parallel_size>1: part.unlink(missing_ok=True) # The processes of one model have to ask the same rows
+    found = group.gather_results(evaluate_into(part, generate, rows[group.replica::group.n_replicas], claim, match, batch_size, progress))
     place = {r['question_id']: i for i,r in enumerate(rows)}
     found.sort(key=lambda r: place[r.question_id])
     if group.is_main:
@@ -69,6 +70,7 @@ def should_stop_early(measured:dict, by:str, patience:int)->bool: # Always false
 def make_master_weights(
     model, # In float32, as it was loaded
     args:dict, # `perturbation`, `rank`, `optimizer`, `momentum` and `weight_decay`
+    **options, # Further arguments of `MasterWeights`: `sink` and `written`
 ): # A `MasterWeights`
     "The master weights of a run, with its kind of noise and its optimizer."
     from esma_nb.evolution.es import MasterWeights
@@ -76,7 +78,7 @@ def make_master_weights(
     from esma_nb.evolution.optimizers import make_optimizer
     is_low = args['perturbation']=='lowrank'
     low = dict(noise=partial(lowrank_direction, rank=args['rank']), total=partial(lowrank_sum, rank=args['rank']))
-    master = MasterWeights(model, **(low if is_low else {}))
+    master = MasterWeights(model, **(low if is_low else {}), **options)
     most = max(min(w.shape) for w in master.weights.values())
     if is_low and args['rank']>most:
         raise ValueError(f"rank is {args['rank']}, but no matrix of this model has a rank above {most}: lower --rank")
@@ -113,6 +115,7 @@ class ESTrainer:
     group:object # A `ProcessGroup`
     log:Callable=print # Called with each line for the user
     read:Callable=None # From a model to its decoder; default: `decoder_for`
+    llm:object=None # From `start_vllm`: vLLM evaluates the members; `model` stays in float32 and holds the master weights
 
     def __post_init__(self):
         from esma_nb.engines.llama import decoder_for
@@ -121,14 +124,15 @@ class ESTrainer:
         a,protocol = self.args,resolve_protocol(self.args['preset'])
         self.claim = build_claim(protocol, **{k: a[k] for k in ('lang', 'max_new_tokens', 'chat')})
         self.match,self.reward = matchers[protocol['matcher']],get_reward(a['reward_type'])
-        self.sample_token = token_sampler(protocol, self.model, a['seed'])
-        self.master = make_master_weights(self.model, a)
+        self.sample_token = token_sampler(protocol, self.model, a['seed'], 'vllm' if self.llm else 'hf')
+        self.master = make_master_weights(self.model, a, **self.vllm_sink())
         self.sharded = ShardedUpdate(self.master.weights, self.group) if a['update']=='sharded' else None
         dtype = compute_dtype(a['dtype'], self.model.device)
-        cast_parameters(self.model, pick_dtype(dtype, self.model.device))
-        self.set_up_engines()
+        if not self.llm: cast_parameters(self.model, pick_dtype(dtype, self.model.device))
+        self.lowrank_generate = None
+        self.set_up_vllm() if self.llm else self.set_up_engines()
         self.journal,self.measured,self.stop,self.tracker = [],{},[],None
-        decoder = type(decoder_for(self.model)).__name__
+        decoder = 'vLLM' if self.llm else type(decoder_for(self.model)).__name__
         self.log(f"members compute in {dtype} with {decoder}, {len(self.replicas)} at a time")
 
     @property
@@ -136,7 +140,7 @@ class ESTrainer:
 
     @property
     def parallel_members(self)->int: # Members evaluated at the same time; never 2 of a pair, because they share their noise
-        return max(1, min(len(self.replicas), self.args['population_size']//(1+self.args['mirrored'])//self.group.world_size))
+        return max(1, min(len(self.replicas), self.args['population_size']//(1+self.args['mirrored'])//self.group.n_replicas))
 
 # %% ../../nbs/evolution/07_trainer.ipynb #ef872e3c
 @patch
@@ -152,7 +156,22 @@ def set_up_engines(self:ESTrainer):
         for m,net in make_replicas(self.model, self.master, 1 if is_low else a['parallel_members'])]
     self.master.restore()
     self.master,self.generate = self.replicas[0]
-    self.lowrank_generate = lowrank_engine(LowRankBatch(self.model, self.master.params, a['rank']), *engine_args, **think) if is_low else None
+    if is_low: self.lowrank_generate = lowrank_engine(LowRankBatch(self.model, self.master.params, a['rank']), *engine_args, **think)
+
+@patch
+def vllm_sink(self:ESTrainer)->dict: # Arguments of `MasterWeights`; empty without vLLM
+    "Write members into vLLM, and empty its prefix cache after each write."
+    from esma_nb.engines.vllm import forget_prefixes,vllm_weights
+    return dict(sink=partial(vllm_weights, self.llm), written=partial(forget_prefixes, self.llm)) if self.llm else {}
+
+@patch
+def set_up_vllm(self:ESTrainer):
+    "Evaluate members with vLLM, one at a time: it holds one model, and fills the device with the prompts of one member."
+    from esma_nb.engines.vllm import vllm_engine
+    a = self.args
+    self.generate = vllm_engine(self.llm, self.model, self.tokenizer, a['max_input_length'], self.sample_token,
+        a['enable_thinking'], a['max_reasoning_tokens'], self.log)
+    self.replicas = [(self.master, self.generate)]
 
 # %% ../../nbs/evolution/07_trainer.ipynb #ee2f3cbd
 @patch
@@ -217,7 +236,7 @@ def replica_options(self:ESTrainer, batch)->dict: # Arguments of `es_iteration`
     cache_bytes,replicas = self.args['noise_cache_gb']*1e9,self.replicas[:self.parallel_members]
     fits = cache_bytes>=len(replicas)*sum(w.nbytes for w in self.master.weights.values())
     noise = cached_noise(direction, cache_bytes) if fits else in_chunks
-    for m,_ in replicas: m.noise = noise
+    for m,_ in replicas: m.noise = m.noise if m.total else noise # `total` belongs to noise of low rank
     return dict(score=[(m, partial(self.evaluate_member, generate, batch)) for m,generate in replicas], evaluate=evaluate_parallel)
 
 @patch
