@@ -16,6 +16,6 @@ setup(
     long_description_content_type='text/markdown', classifiers=['Programming Language :: Python :: 3'], zip_safe=False,
     packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]), package_data={cfg['lib_name']: ['data/**/*']}, include_package_data=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'gguf', 'api', 'trackers')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'gguf', 'api', 'trackers', 'vllm')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
 )

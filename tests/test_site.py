@@ -92,8 +92,8 @@ def test_every_command_is_on_the_page():
         if typed: said[typed[1]] = ''.join(t for o in c['outputs'] for t in o['text'])
     scripts = dict(l.strip().split('=') for l in re.search(r'console_scripts = ((?:.*\n?)(?:[ \t]+.*\n)*)', (ROOT/'settings.ini').read_text())[1].splitlines())
     assert set(said)==set(scripts)
-    code = """import json,sys; from importlib import import_module; from esma_nb.core.cli import parser_of
-def help(name, target): module,f = target.split(':'); return parser_of(getattr(import_module(module), f).__wrapped__, name).format_help()
+    code = """import json,sys; from importlib import import_module; from esma_nb.core.cli import make_parser
+def help(name, target): module,f = target.split(':'); return make_parser(getattr(import_module(module), f).__wrapped__, name).format_help()
 print(json.dumps({name: help(name, target) for name,target in json.loads(sys.argv[1]).items()}))"""
     now = subprocess.run([sys.executable, '-c', code, json.dumps(scripts)], capture_output=True, text=True, env=os.environ | dict(COLUMNS='80'))
     for name,text in json.loads(now.stdout).items(): assert text.rstrip()==said[name].rstrip(), f'{name}: execute nbs/command_line.ipynb again'

@@ -20,6 +20,7 @@ from ..engines.models import load_model
 from ..engines.encoding import encode
 from ..engines.llama import decoder_for
 from ..engines.hf import hf_engine
+from ..engines.vllm import launch_vllm
 from ..evaluation.records import columns
 from ..evaluation.evaluate import evaluate
 from ..evolution.es import standardize
@@ -134,7 +135,7 @@ class TimedDecoder:
 defaults = dict(preset='default', lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True,
     shaping='zscore', seed=1, max_input_length=None, enable_thinking=False, max_reasoning_tokens=0,
     max_new_tokens=32, noise_cache_gb=.2, parallel_members=0, dtype='auto', perturbation='full', rank=4, optimizer='sgd',
-    momentum=0., weight_decay=0., update='whole')
+    momentum=0., weight_decay=0., update='whole', tensor_parallel_size=1, gpu_memory_utilization=.6)
 
 def training_baseline(
     model:str, # As in `load_model`
@@ -142,14 +143,16 @@ def training_baseline(
     rows:list, # Questions
     size:int, # Members
     claim=None, # How the model claims to know; default: as in training
+    engine:str='hf', # hf or vllm
     **overrides, # Of the arguments in `defaults`
 ): # From an iteration's number to seconds by phase, and `lengths` of replies, one list per batch
     "Set up the iteration of `esma_nb_train`."
     generate_padded = overrides.get('perturbation')=='lowrank'
     args = defaults | dict(population_size=size, batch_size=len(rows)*(size if generate_padded else 1)) | overrides
     calls,log,group = [],[],ProcessGroup(cpu=not torch.accelerator.is_available())
+    llm = launch_vllm(args | dict(model=model), args['dtype'], master=True)[0] if engine=='vllm' else None
     net,tokenizer = load_model(model, 'float32', device)
-    c = ESTrainer(args, Path(), net, tokenizer, rows, [], group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log))
+    c = ESTrainer(args, Path(), net, tokenizer, rows, [], group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm)
     c.claim = claim or c.claim
     c.replicas = [(m, record_calls(generate, calls)) for m,generate in c.replicas]
     for m,_ in c.replicas: m.load_member = synchronized(m.load_member, c.model.device)

@@ -10,10 +10,12 @@ __all__ = ['titles', 'time_interleaved', 'with_roofline', 'table', 'plot_phases'
 import gc,platform
 from pathlib import Path
 from functools import partial
+from importlib.util import find_spec
 from statistics import median
 from ..core.cli import command
 from ..core.runs import check_output_path,write_json
 from ..evaluation.controls import markdown_table
+from ..engines.vllm import prepare_environment
 
 # %% ../../nbs/bench/02_bench.ipynb #6eff1f7c
 def time_interleaved(
@@ -107,8 +109,8 @@ def machine(
     else: name = torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-titles = dict(naive='naive loop, float32', bfloat16='naive loop, bfloat16', same='same work, {dtype}',
-    default='default, {dtype}', lowrank='default, rank {rank}, {dtype}')
+titles = dict(naive='naive loop, float32', bfloat16='naive loop, bfloat16', same='same work, {dtype}', default='default, {dtype}',
+    lowrank='default, rank {rank}, {dtype}', vllm_eager='vLLM, eager, {dtype}', vllm='vLLM, compiled, {dtype}')
 
 def build_baselines(names, model, device, dtype, rows, size, rank, noise_cache_gb)->dict: # By title a function and its dtype
     from esma_nb.prompts.elicitation import meta_claim
@@ -117,7 +119,7 @@ def build_baselines(names, model, device, dtype, rows, size, rank, noise_cache_g
     def naive(dtype): return naive_baseline(model, dtype, device, rows, size)
     def same(): return ours(meta_claim(max_new_tokens=32, meta_tokens=32), mirrored=False)
     build = dict(naive=lambda: naive('float32'), bfloat16=lambda: naive('bfloat16'), same=same, default=ours,
-        lowrank=lambda: ours(perturbation='lowrank'))
+        lowrank=lambda: ours(perturbation='lowrank'), **{k: partial(ours, engine='vllm', enforce_eager=k=='vllm_eager') for k in ('vllm_eager', 'vllm')})
     dtypes = dict(naive='float32', bfloat16='bfloat16')
     return {titles[k].format(dtype=dtype, rank=rank): (build[k](), dtypes.get(k, dtype)) for k in names}
 
@@ -129,7 +131,7 @@ def prompts_of(tokenizer, rows)->list: # Token ids of both prompts of each row
 def known_baselines(baselines)->list: # All names of `titles`, or those given
     unknown = [w for w in baselines or () if w not in titles]
     if unknown: raise ValueError(f"no implementation {unknown[0]!r}: choose from {', '.join(titles)}")
-    return baselines or [*titles]
+    return baselines or [k for k in titles if find_spec('vllm') or not k.startswith('vllm')]
 
 def print_result(about): # Machine, table and limits
     print(f"\n{about['machine']}\n{about['population_size']} members, {about['num_data_per_iteration']} questions\n")
@@ -147,7 +149,7 @@ def bench(
     population_size:int=4, # Members per iteration
     num_data_per_iteration:int=32, # Questions per member
     repeats:int=3, # Measured iterations of each implementation, after one to warm up
-    baselines:list=None, # Only some of naive, bfloat16, same, default and lowrank; default: all of them
+    baselines:list=None, # Only some of naive, bfloat16, same, default, lowrank, vllm_eager and vllm; default: all that are installed
     rank:int=4, # Of the noise of low-rank members
     dtype:str='auto', # Dtype of our members: float32, bfloat16, or auto (bfloat16 where the machine is fast in it)
     noise_cache_gb:float=.2, # Memory for noise in GB; noise that does not fit is generated again
@@ -157,6 +159,7 @@ def bench(
 ):
     "Time one iteration of evolution in several implementations, on your model and your machine."
     names = known_baselines(baselines)
+    if any(n.startswith('vllm') for n in names): prepare_environment()
     for path in filter(None, (json, figure)): check_output_path(path)
     if figure: check_figure_path(figure)
     import torch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['known_versions', 'settings', 'prepare_environment', 'import_vllm', 'check_vllm', 'vllm_folder', 'check_memory',
-           'WeightAccess', 'keep_linear_weights', 'start_vllm', 'block_size', 'VLLMWeight', 'vllm_weights',
+           'WeightAccess', 'keep_linear_weights', 'start_vllm', 'stop_vllm', 'block_size', 'VLLMWeight', 'vllm_weights',
            'forget_prefixes', 'sampling_options', 'generate_tokens', 'listed_odds', 'vllm_engine', 'complete_prompts',
            'load_config', 'model_length', 'check_engine', 'launch_vllm']
 
@@ -25,7 +25,7 @@ def prepare_environment(): # Call it before torch is imported: OpenMP reads its 
 def import_vllm(): # The module
     "Import vLLM; an ImportError says how to install it, or that its version is unknown."
     if not find_spec('vllm'): raise ImportError("--engine vllm needs vLLM, in an environment of its own: "
-        "pip install -c constraints-vllm.txt 'esma_nb[vllm]', as on the page large_models; without it use --engine hf")
+        "pip install 'esma_nb[vllm]' for CUDA, as on the page large_models; without it use --engine hf")
     prepare_environment()
     import vllm
     if not vllm.__version__.startswith(known_versions): raise ImportError(f"vLLM {vllm.__version__} is not a version that esma_nb was tried with: "
@@ -115,6 +115,9 @@ def start_vllm(
     finally: torch.set_num_threads = set_num_threads # vLLM on a CPU replaces it by a function that does nothing
     if sum(llm.collective_rpc('packed_layers')): raise RuntimeError("vLLM has packed its linear layers, so no member could be written: its version is not supported")
     return llm
+
+def stop_vllm(llm): # With several processes, before the process group ends: at its exit vLLM would use it again
+    llm.llm_engine.engine_core.shutdown()
 
 def block_size(): # Tokens of a page of the cache: on a CPU the smallest, so that short prompts can share their beginnings
     from vllm.platforms import current_platform

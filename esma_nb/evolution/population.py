@@ -120,10 +120,11 @@ def queue_store(self:ProcessGroup): # A key-value store in process 0
     return self.store
 
 @patch
-def close(self:ProcessGroup): # At the end, all processes together: no connection is closed while another process uses it
+def close(self:ProcessGroup, shut_down=lambda: None): # At the end, all processes together: no connection is closed while another process uses it
     if self.world_size==1: return
     self.barrier()
     self.store = None
+    shut_down() # What uses the connections too, such as vLLM
     self.state.destroy_process_group()
 
 # %% ../../nbs/evolution/04_population.ipynb #a33ade91

@@ -9,6 +9,7 @@ __all__ = ['recipes', 'metrics_for_best_model', 'may_change', 'resolve', 'check_
 
 # %% ../../nbs/evolution/08_train.ipynb #8f46234d
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from ..prompts.templates import language
@@ -220,7 +221,7 @@ def train(
     args |= prompt_limits(preset, args)
     check_args(args)
     out = Path(output_dir or f"out/{Path(model).name}-seed{seed}")
-    from esma_nb.engines.vllm import prepare_environment
+    from esma_nb.engines.vllm import prepare_environment,stop_vllm
     from esma_nb.evolution.population import ProcessGroup,single_process_warning
     if engine=='vllm': prepare_environment()
     group = ProcessGroup(device=='cpu', tensor_parallel_size)
@@ -233,6 +234,6 @@ def train(
         from esma_nb.integrations.hub import publish
         from esma_nb.evolution.train import train as itself # Run as a program, this module has no `train` yet
         publish(out, itself, push_to_hub, log)
-    group.close()
+    group.close(partial(stop_vllm, run.llm) if run and run.llm else lambda: None)
     if result: log(format_results(out, result))
     return result

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fields', 'sweep_points', 'patch_in_memory', 'select_point', 'sweep_into', 'score_row', 'save_rows', 'read_sweep',
            'plot_sweep', 'error_bars', 'correction_flags', 'format_score', 'sweep', 'points_from_args', 'open_sweep',
-           'with_progress', 'parse_seed', 'load_engine', 'write_results']
+           'with_progress', 'parse_seed', 'load_engine', 'load_vllm', 'write_results']
 
 # %% ../../nbs/patching/07_sweep.ipynb #f9631a0b
 import csv
@@ -156,10 +156,17 @@ def sweep(
     seed:int=42, # Samples the questions, and the replies where they are sampled
     dtype:str='auto', # float32, bfloat16 or auto
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
+    engine:str='hf', # What generates: hf (transformers), or vllm, where it is installed
+    tensor_parallel_size:int=1, # For vllm: GPUs that share one model
+    gpu_memory_utilization:float=.9, # For vllm: share of a GPU for weights and cache
+    enforce_eager:bool=False, # For vllm: no CUDA graphs and no compilation, which starts sooner
     output_dir:str=None, # Run folder for records, table and figures; default: out/sweep-TUNED
 ):
     "Evaluate a model with more and more of its changes applied; the same command again resumes an interrupted sweep."
     args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device', 'p', 'rules', 'seeds')}
+    from esma_nb.engines.vllm import check_engine,prepare_environment
+    if engine=='vllm': prepare_environment()
+    check_engine(engine, device, tensor_parallel_size)
     todo = points_from_args(p, rules, seeds)
     protocol = resolve_protocol(preset)
     elicit = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat)
@@ -167,7 +174,8 @@ def sweep(
     questions,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])
     out = Path(output_dir or f'out/sweep-{Path(tuned).stem}')
     before,delta = open_sweep(out, base, tuned, args, counts=counts, protocol=protocol)
-    generate,parameters = load_engine(before.folder, dtype, device, 2*batch_size, max_input_length, protocol, seed)
+    load = load_vllm if engine=='vllm' else load_engine
+    generate,parameters = load(before, args | dict(device=device, batch_size=2*batch_size), protocol)
     print(f"{dataset}: {describe(counts)}; {len(todo)} models; records in {out}")
     total = len(questions)
     def evaluate_point(path, done):
@@ -200,13 +208,24 @@ def parse_seed(seed): # A seed of the command line, as an integer
     try: return int(str(seed))
     except ValueError: raise ValueError(f"{seed!r} is no seed: give whole numbers") from None
 
-def load_engine(folder, dtype, device, batch_size, max_input_length, protocol, seed): # A model's `generate` and its parameters
+def load_engine(base, args, protocol): # A model's `generate` and its parameters
     from esma_nb.engines.hf import hf_engine
     from esma_nb.engines.models import load_model
     from esma_nb.engines.prepack import pack
-    net,tokenizer = load_model(str(folder), dtype, device)
-    parameters = dict(net.named_parameters())
-    return hf_engine(net, tokenizer, batch_size, max_input_length, token_sampler(protocol, net, seed)),parameters | pack(net)
+    net,tokenizer = load_model(str(base.folder), args['dtype'], args['device'])
+    sample_token,parameters = token_sampler(protocol, net, args['seed']),dict(net.named_parameters())
+    return hf_engine(net, tokenizer, args['batch_size'], args['max_input_length'], sample_token),parameters | pack(net)
+
+def load_vllm(base, args, protocol): # As from `load_engine`; each batch starts with an empty prefix cache, because a point may have been written
+    from esma_nb.engines.models import pick_device,pick_dtype
+    from esma_nb.engines.vllm import forget_prefixes,launch_vllm,vllm_engine,vllm_weights
+    dtype = str(pick_dtype(args['dtype'], pick_device('auto'))).partition('.')[2]
+    llm,model,tokenizer = launch_vllm(args | dict(model=str(base.folder), max_reasoning_tokens=0), dtype)
+    engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], token_sampler(protocol, model, args['seed'], 'vllm'))
+    def generate(prompts):
+        forget_prefixes(llm)
+        return engine(prompts)
+    return generate,vllm_weights(llm, base.tensors)
 
 def write_results(out, rows)->list: # Draw the figures and print the table; the rows again
     from esma_nb.reports.figures import picture

@@ -1,0 +1,75 @@
+"The vLLM engine, real, in an environment of its own (constraints-vllm.txt): the numbers of the hf engine, in float32"
+import json,os,signal,subprocess,sys,time
+from importlib.util import find_spec
+from pathlib import Path
+import pytest
+from esma_nb.core.runs import read_json,read_lines
+
+pytestmark = pytest.mark.skipif(not find_spec('vllm'), reason='vllm is not installed')
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = '--device cpu --num_iterations 3 --population_size 4 --num_data_per_iteration 16 --num_val_samples 20 --model_save_interval 1'.split()
+ENV = os.environ | dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
+
+def command(module, *args, processes=0):
+    start = [sys.executable, '-m'] if not processes else [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '-m']
+    return [*start, f'esma_nb.{module}', *map(str, args)]
+
+def run(module, *args, processes=0, ok=True):
+    p = subprocess.run(command(module, *args, processes=processes), capture_output=True, text=True, env=ENV, timeout=600)
+    assert not ok or p.returncode==0, p.stdout[-2000:]+p.stderr[-4000:]
+    return p
+
+@pytest.fixture(scope='session')
+def hf(tmp_path_factory): # A short training run with the hf engine
+    out = tmp_path_factory.mktemp('runs')/'hf'
+    run('evolution.train', *SMALL, '--output_dir', out)
+    return out
+
+def same_run(a, b):
+    assert read_json(a/'summary.json')['model_sha256']==read_json(b/'summary.json')['model_sha256']
+    assert [l['rewards'] for l in read_lines(a/'journal.jsonl')]==[l['rewards'] for l in read_lines(b/'journal.jsonl')]
+
+def vllm(*more): return ['--engine', 'vllm', '--enforce_eager', *SMALL, *more]
+
+def test_the_page():
+    from nbdev.test import test_nb as run_nb
+    ok,_ = run_nb(ROOT/'nbs'/'engines'/'07_vllm.ipynb', skip_flags=['slow', 'gpu', 'net'], force_flags=['vllm'], basepath=ROOT)
+    assert ok
+
+def test_killed_and_resumed(hf, tmp_path):
+    p = subprocess.Popen(command('evolution.train', *vllm(), '--output_dir', tmp_path/'run'), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    journal = tmp_path/'run'/'journal.jsonl'
+    while p.poll() is None and not (journal.exists() and journal.read_text().count('\n')): time.sleep(.05)
+    os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
+    assert not (tmp_path/'run'/'summary.json').exists()
+    assert 'going on after iteration' in run('evolution.train', *vllm(), '--output_dir', tmp_path/'run').stdout
+    same_run(tmp_path/'run', hf)
+
+@pytest.mark.parametrize('processes,shared', [(2, 1), (2, 2), (4, 2)])
+def test_processes(hf, tmp_path, processes, shared):
+    run('evolution.train', *vllm('--tensor_parallel_size', shared), '--output_dir', tmp_path/'run', processes=processes)
+    same_run(tmp_path/'run', hf)
+
+def test_another_engine_goes_on_in_float32_only(hf, tmp_path):
+    run('evolution.train', *[2 if a=='3' else a for a in SMALL], '--output_dir', tmp_path/'run')
+    run('evolution.train', *vllm(), '--output_dir', tmp_path/'run')
+    same_run(tmp_path/'run', hf)
+    small = ['--dtype', 'bfloat16', *[1 if a=='3' else a for a in SMALL]]
+    run('evolution.train', *small, '--output_dir', tmp_path/'other')
+    p = run('evolution.train', '--engine', 'vllm', '--dtype', 'bfloat16', *SMALL, '--output_dir', tmp_path/'other', ok=False)
+    assert p.returncode==2 and "engine='hf' (now 'vllm')" in p.stderr
+
+def test_evaluation(tmp_path):
+    for engine in ('hf', 'vllm'): run('evaluation.evaluate', '--engine', engine, '--num_samples', 100, '--dtype', 'float32', '--output_dir', tmp_path/engine)
+    a,b = (read_lines(tmp_path/e/'records'/'meta.jsonl') for e in ('hf', 'vllm'))
+    keys = [k for k in a[0] if k not in ('log_odds', 'p_yes', 'confidence', 'seconds')]
+    assert [[r[k] for k in keys] for r in a]==[[r[k] for k in keys] for r in b]
+    assert max(abs(x['log_odds']-y['log_odds']) for x,y in zip(a, b))<1e-4
+
+@pytest.mark.parametrize('args,message', [
+    (['--tensor_parallel_size', 3], 'attention heads cannot be divided'), (['--device', 'map'], 'for --engine hf'),
+    (['--model', 'smollm2'], 'Save it as a folder first')])
+def test_one_line(args, message, tmp_path):
+    p = run('evaluation.evaluate', '--engine', 'vllm', '--num_samples', 4, *args, '--output_dir', tmp_path/'out', ok=False)
+    assert p.returncode==2 and message in p.stderr.strip().splitlines()[-1] and not (tmp_path/'out').exists(), p.stderr[-2000:]
