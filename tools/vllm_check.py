@@ -1,6 +1,6 @@
 """Compare vLLM with the hf engine, in float32, on one model: replies and log-odds of the base and of members, exact restoring, and a stale prefix cache.
 
-    python tools/vllm_check.py MODEL DATASET [DATA_DIR] > runs/vllm_check_NAME.txt
+    python tools/vllm_check.py MODEL DATASET [DATA_DIR [eager|compiled]] > runs/vllm_check_NAME.txt
 """
 import sys
 from functools import partial
@@ -17,16 +17,16 @@ def compare(found, expected): # Equal replies, their number, and the largest dif
     odds = [abs(a.log_odds-b.log_odds) for a,b in zip(found, expected) if b.log_odds is not None]
     return sum(a.text==b.text for a,b in zip(found, expected)),len(found),max(odds)
 
-def main(name, dataset, data_dir=None, questions=32, members=4, visits=100, sigma=.005):
+def main(name, dataset, data_dir=None, mode='eager', questions=32, members=4, visits=100, sigma=.005):
     claim,rows = meta_claim(),load_rows(dataset, 'validation', data_dir=data_dir, num_samples=questions)[0]
     prompts = [f(r['question']) for r in rows for f in (claim.direct, claim.extra)]
     base,tokenizer = load_model(name, 'float32', 'cpu')
     model,_ = load_model(name, 'float32', 'cpu')
     plain,hf = MasterWeights(base),hf_engine(base, tokenizer)
-    llm = start_vllm(name, max_model_len=512, enforce_eager=True)
+    llm = start_vllm(name, max_model_len=512, enforce_eager=mode=='eager')
     master = MasterWeights(model, sink=partial(vllm_weights, llm), written=partial(forget_prefixes, llm))
     generate = vllm_engine(llm, model, tokenizer)
-    print(f"{name}, {dataset}: {questions} questions x 2 prompts, float32, sigma {sigma}")
+    print(f"{name}, {dataset}: {questions} questions x 2 prompts, float32, {mode}, sigma {sigma}")
     expected = hf(prompts)
     print('base: {} of {} replies equal, log-odds within {:.1e}'.format(*compare(generate(prompts), expected)))
     before,population = llm.collective_rpc('weights_sha256'),[(k, s*sigma) for k,s in sample_population(42, 0, members)]
