@@ -51,6 +51,16 @@ def test_processes(hf, tmp_path, processes, shared):
     run('evolution.train', *vllm('--tensor_parallel_size', shared), '--output_dir', tmp_path/'run', processes=processes)
     same_run(tmp_path/'run', hf)
 
+def test_members_of_low_rank(tmp_path):
+    small = [*[1 if a=='3' else a for a in SMALL], '--perturbation', 'lowrank']
+    for engine in ('hf', 'vllm'): run('evolution.train', '--engine', engine, '--enforce_eager', *small, '--output_dir', tmp_path/engine)
+    same_run(tmp_path/'hf', tmp_path/'vllm')
+
+def test_a_sweep(hf, tmp_path):
+    for engine in ('hf', 'vllm'): run('patching.sweep', 'demo', hf, '--p', 10, '--rules', 'top', '--num_samples', 30, '--dtype', 'float32',
+        '--engine', engine, '--enforce_eager', '--output_dir', tmp_path/engine)
+    assert (tmp_path/'hf'/'sweep.csv').read_text()==(tmp_path/'vllm'/'sweep.csv').read_text()
+
 def test_another_engine_goes_on_in_float32_only(hf, tmp_path):
     run('evolution.train', *[2 if a=='3' else a for a in SMALL], '--output_dir', tmp_path/'run')
     run('evolution.train', *vllm(), '--output_dir', tmp_path/'run')

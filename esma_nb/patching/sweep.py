@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['fields', 'sweep_points', 'patch_in_memory', 'select_point', 'sweep_into', 'score_row', 'save_rows', 'read_sweep',
-           'plot_sweep', 'error_bars', 'correction_flags', 'format_score', 'sweep', 'points_from_args', 'open_sweep',
-           'with_progress', 'parse_seed', 'load_engine', 'load_vllm', 'write_results']
+           'plot_sweep', 'error_bars', 'correction_flags', 'format_score', 'points_from_args', 'open_sweep',
+           'with_progress', 'parse_seed', 'load_engine', 'load_vllm', 'write_results', 'sweep']
 
 # %% ../../nbs/patching/07_sweep.ipynb #f9631a0b
 import csv
@@ -133,56 +133,6 @@ def format_score(r, f):
     if r[f] is None: return '–'
     return bracket_flagged(f"{r[f]:.3f} [{r[f'{f}_low']:.3f}, {r[f'{f}_high']:.3f}]", correction_flags(r, f))
 
-# %% ../../nbs/patching/07_sweep.ipynb #9d8364bd
-@command
-def sweep(
-    base:str, # Model before training: a local folder, a hub id, `demo` or `smollm2`
-    tuned:str, # Model after training, a run folder, or a delta made by `esma_nb_delta`
-    p:list=None, # Percentages of the changes to apply; default: 0 1 5 10 20 30 50 100
-    rules:list=None, # Which changes: top, bottom, random; default: all three
-    seeds:list=None, # Of the random samples; default: 0
-    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
-    split:str=None, # `train`, `validation` or the set's own name; default: its usual evaluation split
-    lang:str='en', # Language of questions and prompts
-    data_dir:str=None, # Folder to read the set from, instead of the hub
-    num_samples:int=None, # Number of questions, sampled with the seed; default: all
-    claim:str='meta', # How the model claims to know: meta, logits, idk, letters or tenths
-    meta_prompt:str='paper', # Words of the meta question: paper, plain, quiz, short or reversed
-    preset:str='default', # default, or paper: what the public code does
-    chat:bool=True, # Use the model's chat template
-    batch_size:int=50, # Questions per batch
-    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit
-    max_new_tokens:int=32, # Longest answer in tokens
-    seed:int=42, # Samples the questions, and the replies where they are sampled
-    dtype:str='auto', # float32, bfloat16 or auto
-    device:str='auto', # cpu, cuda, cuda:1, mps or auto
-    engine:str='hf', # What generates: hf (transformers), or vllm, where it is installed
-    tensor_parallel_size:int=1, # For vllm: GPUs that share one model
-    gpu_memory_utilization:float=.9, # For vllm: share of a GPU for weights and cache
-    enforce_eager:bool=False, # For vllm: no CUDA graphs and no compilation, which starts sooner
-    output_dir:str=None, # Run folder for records, table and figures; default: out/sweep-TUNED
-):
-    "Evaluate a model with more and more of its changes applied; the same command again resumes an interrupted sweep."
-    args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device', 'p', 'rules', 'seeds')}
-    from esma_nb.engines.vllm import check_engine,prepare_environment
-    if engine=='vllm': prepare_environment()
-    check_engine(engine, device, tensor_parallel_size)
-    todo = points_from_args(p, rules, seeds)
-    protocol = resolve_protocol(preset)
-    elicit = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat)
-    from esma_nb.datasets.registry import load_rows
-    questions,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])
-    out = Path(output_dir or f'out/sweep-{Path(tuned).stem}')
-    before,delta = open_sweep(out, base, tuned, args, counts=counts, protocol=protocol)
-    load = load_vllm if engine=='vllm' else load_engine
-    generate,parameters = load(before, args | dict(device=device, batch_size=2*batch_size), protocol)
-    print(f"{dataset}: {describe(counts)}; {len(todo)} models; records in {out}")
-    total = len(questions)
-    def evaluate_point(path, done):
-        return evaluate_into(path, generate, questions, elicit, matchers[protocol['matcher']], batch_size, done)
-    def work(update): return sweep_into(out, todo, before, delta, parameters, evaluate_point, total, update)
-    return write_results(out, with_progress(work, out, len(todo)*total))
-
 # %% ../../nbs/patching/07_sweep.ipynb #d835b013
 def points_from_args(p, rules, seeds)->dict: # `sweep_points`, from arguments of the command line
     percents = [parse_float(x) for x in p or (0, 1, 5, 10, 20, 30, 50, 100)]
@@ -239,3 +189,53 @@ def write_results(out, rows)->list: # Draw the figures and print the table; the 
     print(*dagger_note([correction_flags(r, 'd_prime_type2') for r in rows if r['d_prime_type2'] is not None]), sep='\n')
     print(f"\nwritten to {out}: sweep.csv and {len(drawn)} figures")
     return rows
+
+# %% ../../nbs/patching/07_sweep.ipynb #9d8364bd
+@command
+def sweep(
+    base:str, # Model before training: a local folder, a hub id, `demo` or `smollm2`
+    tuned:str, # Model after training, a run folder, or a delta made by `esma_nb_delta`
+    p:list=None, # Percentages of the changes to apply; default: 0 1 5 10 20 30 50 100
+    rules:list=None, # Which changes: top, bottom, random; default: all three
+    seeds:list=None, # Of the random samples; default: 0
+    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
+    split:str=None, # `train`, `validation` or the set's own name; default: its usual evaluation split
+    lang:str='en', # Language of questions and prompts
+    data_dir:str=None, # Folder to read the set from, instead of the hub
+    num_samples:int=None, # Number of questions, sampled with the seed; default: all
+    claim:str='meta', # How the model claims to know: meta, logits, idk, letters or tenths
+    meta_prompt:str='paper', # Words of the meta question: paper, plain, quiz, short or reversed
+    preset:str='default', # default, or paper: what the public code does
+    chat:bool=True, # Use the model's chat template
+    batch_size:int=50, # Questions per batch
+    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit
+    max_new_tokens:int=32, # Longest answer in tokens
+    seed:int=42, # Samples the questions, and the replies where they are sampled
+    dtype:str='auto', # float32, bfloat16 or auto
+    device:str='auto', # cpu, cuda, cuda:1, mps or auto
+    engine:str='hf', # What generates: hf (transformers), or vllm, where it is installed
+    tensor_parallel_size:int=1, # For vllm: GPUs that share one model
+    gpu_memory_utilization:float=.9, # For vllm: share of a GPU for weights and cache
+    enforce_eager:bool=False, # For vllm: no CUDA graphs and no compilation, which starts sooner
+    output_dir:str=None, # Run folder for records, table and figures; default: out/sweep-TUNED
+):
+    "Evaluate a model with more and more of its changes applied; the same command again resumes an interrupted sweep."
+    args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device', 'p', 'rules', 'seeds')}
+    from esma_nb.engines.vllm import check_engine,prepare_environment
+    if engine=='vllm': prepare_environment()
+    check_engine(engine, device, tensor_parallel_size)
+    todo = points_from_args(p, rules, seeds)
+    protocol = resolve_protocol(preset)
+    elicit = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat)
+    from esma_nb.datasets.registry import load_rows
+    questions,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])
+    out = Path(output_dir or f'out/sweep-{Path(tuned).stem}')
+    before,delta = open_sweep(out, base, tuned, args, counts=counts, protocol=protocol)
+    load = load_vllm if engine=='vllm' else load_engine
+    generate,parameters = load(before, args | dict(device=device, batch_size=2*batch_size), protocol)
+    print(f"{dataset}: {describe(counts)}; {len(todo)} models; records in {out}")
+    total = len(questions)
+    def evaluate_point(path, done):
+        return evaluate_into(path, generate, questions, elicit, matchers[protocol['matcher']], batch_size, done)
+    def work(update): return sweep_into(out, todo, before, delta, parameters, evaluate_point, total, update)
+    return write_results(out, with_progress(work, out, len(todo)*total))
