@@ -147,9 +147,9 @@ def unexpected_reasoning(replies)->str: # A warning for the user; empty or 0 whe
         "a block of reasoning, which is not scored; --max_reasoning_tokens 1024 gives it room")
 
 # %% ../../nbs/engines/06_hf.ipynb #8b5ee5bb
-def cached_encoder(model, tokenizer, max_input_length, enable_thinking=False, max_reasoning_tokens=0):
+def cached_encoder(model, tokenizer, max_input_length, enable_thinking=False, max_reasoning_tokens=0, context=None):
     "A cached tokenizer: from prompts to `(ids, truncated, opened)` each, and the ids of yes and no by language."
-    known,words,context = {},{},context_length(model)
+    known,words,context = {},{},context or context_length(model)
     def encoded(p):
         max_prompt = max_input_length or (context and context-p.max_new_tokens-max_reasoning_tokens)
         if max_prompt is not None and max_prompt<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt: "

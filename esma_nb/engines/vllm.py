@@ -101,19 +101,19 @@ def start_vllm(
     tensor_parallel_size:int=1, # Processes of torchrun that share one model
     gpu_memory_utilization:float=.9, # Share of a GPU for weights and keys and values, 0 to 1
     enforce_eager:bool=False, # Without CUDA graphs and compilation: starts sooner, generates more slowly
+    writable:bool=True, # Will weights be written? On a CPU, linear layers are then not packed
     **options, # Further arguments of `vllm.LLM`, such as `distributed_executor_backend`
 ): # A `vllm.LLM` in this process
     "Start vLLM; after `init_process_group` where there are several processes."
     vllm,folder = import_vllm(),vllm_folder(name)
     import torch
-    keep_linear_weights()
+    if writable: keep_linear_weights()
     set_num_threads = torch.set_num_threads
     options |= dict(dtype=dtype, max_model_len=max_model_len, tensor_parallel_size=tensor_parallel_size,
         gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager, block_size=block_size())
     try: llm = vllm.LLM(folder, enable_prefix_caching=True, worker_extension_cls='esma_nb.engines.vllm.WeightAccess', seed=0, **options)
     except (RuntimeError, ValueError) as e: raise ValueError(f"vLLM does not start with {name}: {str(e).strip().splitlines()[-1]}") from e
     finally: torch.set_num_threads = set_num_threads # vLLM on a CPU replaces it by a function that does nothing
-    if sum(llm.collective_rpc('packed_layers')): raise RuntimeError("vLLM has packed its linear layers, so no member could be written: its version is not supported")
     return llm
 
 def stop_vllm(llm): # With several processes, before the process group ends: at its exit vLLM would use it again
@@ -138,7 +138,9 @@ def vllm_weights(
     llm, # From `start_vllm`
     params:dict, # Parameters of the same model in transformers, by name
 )->dict: # A `VLLMWeight` for each
-    "Targets for `MasterWeights(model, sink=...)`."
+    "Targets for `MasterWeights(model, sink=...)`; a RuntimeError where vLLM has packed its linear layers."
+    if sum(llm.collective_rpc('packed_layers')): raise RuntimeError("vLLM has packed its linear layers, so no weights can be written: "
+        "its version is not supported, or it was started with writable=False")
     dtype = llm.llm_engine.model_config.dtype
     return {n: VLLMWeight(llm, n, dtype) for n in params}
 
@@ -207,7 +209,8 @@ def vllm_engine(
     "Make a function that generates replies to prompts with vLLM; the contract of `hf_engine`."
     from esma_nb.engines.hf import cached_encoder,end_tokens,unexpected_reasoning
     ends,warned = sorted(end_tokens(model)-{None}),[]
-    encode_cached = cached_encoder(model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens)
+    context = llm.llm_engine.model_config.max_model_len
+    encode_cached = cached_encoder(model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens, context)
     def decoding(row): return dict(options(row) if options else dict(temperature=0.), stop_token_ids=ends)
     def generate(prompts):
         completions = complete_prompts(llm, model, tokenizer, prompts, *encode_cached(prompts), decoding, max_reasoning_tokens)

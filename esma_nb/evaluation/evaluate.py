@@ -110,7 +110,7 @@ def vllm_model(args, protocol)->tuple: # As from `local_model`
     from esma_nb.engines.models import pick_device,pick_dtype
     from esma_nb.engines.vllm import import_vllm,launch_vllm,vllm_engine
     version,device = import_vllm().__version__,pick_device('auto')
-    llm,model,tokenizer = launch_vllm(args, str(pick_dtype(args['dtype'], device)).partition('.')[2])
+    llm,model,tokenizer = launch_vllm(args, str(pick_dtype(args['dtype'], device)).partition('.')[2], writable=False)
     options = token_sampler(protocol, model, args['seed'], 'vllm')
     engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], options, args['enable_thinking'], args['max_reasoning_tokens'], print)
     return engine,f'vLLM {version}, {device}'
