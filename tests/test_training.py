@@ -1,5 +1,6 @@
 "Whole commands: kills, several processes, interrupts, full disks, bad input. What is a lesson stands on the pages."
 import json,os,shutil,signal,subprocess,sys,time
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 
@@ -100,6 +101,9 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
     (['--batch_size', '0'], 'give 1 or more'),
     (['--device', 'cuda:99'], "no device 'cuda:99'"),
     (['--perturbation', 'lowrank', '--rank', '1000'], 'no matrix of this model'),
+    (['--engine', 'vlm'], 'choose hf or vllm'),
+    (['--tensor_parallel_size', '2'], 'is for --engine vllm'),
+    pytest.param(['--engine', 'vllm'], 'use --engine hf', marks=pytest.mark.skipif(bool(find_spec('vllm')), reason='vllm is installed')),
     (['--seeed', '1'], 'unrecognized arguments')])
 def test_a_mistake_is_one_line_and_leaves_nothing(words, says, tmp_path):
     done = train(tmp_path/'run', *words)
@@ -136,3 +140,13 @@ def test_one_process_of_accelerate_says_so(tmp_path):
     env = dict(ENV, ACCELERATE_MIXED_PRECISION='no')
     again = subprocess.run([BIN/'esma_nb_train', *TINY, '--num_iterations', '1', '--output_dir', tmp_path/'run'], capture_output=True, text=True, env=env)
     assert 'torchrun --nproc_per_node N' in again.stdout
+
+def test_other_question_sets_are_measured_before_and_after(tmp_path):
+    other = tmp_path/'other.jsonl'
+    other.write_text(''.join(json.dumps(dict(question=f'What is the capital of {c}?', answers=[a]))+'\n' for c,a in dict(France='Paris', Peru='Lima', Palau='Ngerulmud').items()))
+    done = train(tmp_path/'run', '--also_eval', other, '--reward_type', 'auroc')
+    assert done.returncode==0 and '| other ' in done.stdout, done.stderr
+    found = json.loads((tmp_path/'run'/'summary.json').read_text())['also']['other']
+    assert found['accuracy']['ci'] and {p.stem for p in (tmp_path/'run'/'also'/'other').glob('*.jsonl')}=={'before', 'after'}
+    card = (tmp_path/'run'/'model'/'README.md').read_text()
+    assert 'Other question sets, before and after' in card and str(tmp_path) not in card

@@ -152,7 +152,7 @@ def training_baseline(
     calls,log,group = [],[],ProcessGroup(cpu=not torch.accelerator.is_available())
     llm = launch_vllm(args | dict(model=model), args['dtype'], master=True)[0] if engine=='vllm' else None
     net,tokenizer = load_model(model, 'float32', device)
-    c = ESTrainer(args, Path(), net, tokenizer, rows, [], group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm)
+    c = ESTrainer(args, Path(), net, tokenizer, rows, [], group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm=llm)
     c.claim = claim or c.claim
     c.replicas = [(m, record_calls(generate, calls)) for m,generate in c.replicas]
     for m,_ in c.replicas: m.load_member = synchronized(m.load_member, c.model.device)

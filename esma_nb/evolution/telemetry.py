@@ -8,6 +8,7 @@ __all__ = ['member_result', 'for_reward', 'telemetry', 'progress_summary', 'per_
 
 # %% ../../nbs/evolution/06_telemetry.ipynb #99430742
 from collections import Counter
+from math import inf
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning
 from ..evaluation.records import columns
 
@@ -24,7 +25,7 @@ def member_result(
 
 def for_reward(records)->dict: # As from `columns`, with a failed reply as wrong with an unreadable claim
     found = columns(records)
-    return found | dict(correct=[bool(c) for c in found['correct']], log_odds=[0. if r.failed else r.log_odds for r in records])
+    return found | dict(correct=[bool(c) for c in found['correct']], log_odds=[inf if r.failed else r.log_odds for r in records])
 
 # %% ../../nbs/evolution/06_telemetry.ipynb #93fd6bdf
 def telemetry(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['recipes', 'metrics_for_best_model', 'may_change', 'resolve', 'check_args', 'mistakes', 'changeable', 'prepare',
-           'load_questions', 'load', 'start_engine', 'describe_run', 'is_finished', 'estimate_cost', 'estimated_memory',
-           'format_results', 'train']
+           'load_questions', 'other_sets', 'load', 'start_engine', 'describe_run', 'is_finished', 'estimate_cost',
+           'estimated_memory', 'format_results', 'train']
 
 # %% ../../nbs/evolution/08_train.ipynb #8f46234d
 from contextlib import nullcontext
@@ -18,6 +18,7 @@ from ..rewards.rewards import get_reward
 from ..core.cli import command
 from ..core.runs import lock_run,open_run,read_json
 from ..datasets.rows import describe,sample_rows
+from ..evaluation.compare import forgetting_table
 from ..evaluation.records import load_records,scores
 from ..evaluation.protocol import resolve_protocol,protocol_diff,prompt_limits
 
@@ -93,7 +94,7 @@ def prepare(args:dict, out:Path, group, log, dry_run=False): # A `ESTrainer`; No
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     if is_finished(out, args): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
     llm = start_engine(args) if args['engine']=='vllm' else None
-    run = ESTrainer(args, out, *load(args, group), rows, eval_rows, group, log, llm=llm)
+    run = ESTrainer(args, out, *load(args, group), rows, eval_rows, group, log, also=other_sets(args), llm=llm)
     encode(run.tokenizer, [run.claim.direct(rows[0]['question'])])
     if dry_run: return log(estimate_cost(run))
     claim_folder()
@@ -111,6 +112,14 @@ def load_questions(args:dict)->tuple: # Rows to train on, held-out rows, and cou
     if wanted>len(rows): raise ValueError(f"{wanted} questions an iteration, but {args['dataset']} has {len(rows)} to train on: "
         "lower --num_data_per_iteration")
     return rows,eval_rows,counts
+
+def other_sets(args:dict)->dict: # Rows by name
+    "The question sets of `--also_eval`: of each as many rows as are held out, or all."
+    from esma_nb.datasets.registry import load_rows
+    names = [Path(s).stem for s in args['also_eval'] or []]
+    if len(set(names))<len(names): raise ValueError(f"--also_eval {' '.join(args['also_eval'])}: name each question set once")
+    found = {n: load_rows(s, lang=args['lang'])[0] for n,s in zip(names, args['also_eval'] or [])}
+    return {n: sample_rows(rows, min(args['num_val_samples'], len(rows)), args['seed']) for n,rows in found.items()}
 
 def load(args:dict, group): # `(model, tokenizer)`
     from esma_nb.engines.models import load_model
@@ -159,7 +168,7 @@ def format_results(out:Path, result:dict)->str: # The last lines of the command
     def scored(name): return scores(load_records(out/'records'/f'{name}.jsonl'))
     table = metrics_table(dict(before=scored('before'), after=scored(f"iter{result['iterations']:06d}")))
     warned = ''.join(f'warning: {w}\n' for w in result.get('warnings', [])) # A summary of an older version has none
-    return (f"\n{table}\n\n{warned}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
+    return (f"\n{table}\n\n{warned}{forgetting_table(result.get('also'))}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
         f"its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}")
 
 # %% ../../nbs/evolution/08_train.ipynb #b53ab7de
@@ -172,7 +181,8 @@ def train(
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # Train on this many questions, sampled by the seed; default: all
     num_val_samples:int=None, # Held-out questions to measure on; default: 490 for demo, else 1000
-    reward_type:str='esma', # esma, correct, alignment, balanced, brier, log, or a payoff such as 2,1,1,0
+    also_eval:list=None, # Other question sets, measured before and after training: what was forgotten
+    reward_type:str='esma', # esma, correct, alignment, balanced, brier, log, auroc, or a payoff such as 2,1,1,0
     sigma:float=None, # Standard deviation of the perturbations; default: 0.01 for demo, else 0.001
     alpha:float=None, # Step size; default: 0.02 for demo, else 0.0005
     num_iterations:int=None, # Steps; default: 16 for demo, else 300

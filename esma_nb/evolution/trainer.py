@@ -21,7 +21,7 @@ from ..metrics.scores import MetaScores,bracket_flagged,mark
 from ..rewards.rewards import get_reward
 from ..core.runs import append_lines,sha256_json,read_lines,atomic_write,write_json
 from ..datasets.rows import sample_rows
-from ..evaluation.records import load_records,scores
+from ..evaluation.records import columns,load_records,scores
 from ..evaluation.protocol import token_sampler,resolve_protocol,build_claim
 from ..evaluation.evaluate import evaluate,evaluate_into
 from .telemetry import progress_summary,member_result,telemetry,training_warnings
@@ -115,6 +115,7 @@ class ESTrainer:
     group:object # A `ProcessGroup`
     log:Callable=print # Called with each line for the user
     read:Callable=None # From a model to its decoder; default: `decoder_for`
+    also:dict=None # Rows of other question sets by name, measured before and after training only
     llm:object=None # From `start_vllm`: vLLM evaluates the members; `model` stays in float32 and holds the master weights
 
     def __post_init__(self):
@@ -194,6 +195,23 @@ def evaluate_heldout(self:ESTrainer, t:int):
     a = self.args
     self.measured[t] = measure(path, self.generate, self.eval_rows, self.claim, self.match, self.group, a['batch_size'], self.check_interrupt)
     self.log(f"{f'iteration {t}' if t else 'before'}: {score_line(self.measured[t])}")
+
+@patch
+def evaluate_also(self:ESTrainer, name:str): # `before` or `after`
+    "Measure the model on the other question sets."
+    for set_name,rows in (self.also or {}).items():
+        path = self.out/'also'/set_name/f'{name}.jsonl'
+        s = measure(path, self.generate, rows, self.claim, self.match, self.group, self.args['batch_size'], self.check_interrupt)
+        self.log(f"{name}, {set_name}: {score_line(s)}")
+
+@patch
+def forgetting(self:ESTrainer)->dict: # By question set a dict from measure to `Difference`, JSON-ready
+    "What changed on the other question sets, paired by question."
+    from esma_nb.evaluation.paired import differences,join_records
+    def compared(folder):
+        rows,_ = join_records({k: load_records(folder/f'{k}.jsonl') for k in ('before', 'after')})
+        return {k: asdict(d) for k,d in differences(*map(columns, rows.values())).items()}
+    return {name: compared(self.out/'also'/name) for name in self.also or {}}
 
 def score_line(s:MetaScores)->str: # A line for the terminal
     def n(x): return '-' if x is None else f'{x:.2f}'
@@ -298,7 +316,7 @@ def summary(self:ESTrainer, digest:str)->dict: # The content of the file
     warned = training_warnings(lines, self.measured[0], self.measured[t], final)
     result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(),
         best=best_measurement(self.measured, self.args['metric_for_best_model']), iterations=t,
-        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, model_sha256=digest)
+        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, also=self.forgetting(), model_sha256=digest)
     write_json(self.out/'summary.json', result)
     return result
 
@@ -312,8 +330,10 @@ def train(self:ESTrainer)->dict: # The content of `summary.json`; None in other 
     with defer_interrupts() as self.stop:
         try:
             self.evaluate_heldout(0)
+            self.evaluate_also('before')
             self.resume()
             self.run_iterations(until)
+            self.evaluate_also('after')
         except StopRequested:
             if self.done: self.save(self.out/'checkpoints'/f'iter{self.done:06d}', rolling=True)
             left = (f"{self.done} of {self.args['num_iterations']} iterations are done and saved; "
