@@ -41,21 +41,21 @@ def time_interleaved(
 def with_roofline(
     found:dict, # From `time_interleaved`; the first is what the others are compared with
     model, # A causal language model that is not packed, for the roofline
-    prompts:list, # Lists of rows of token ids; the rows of one list share their prefix
+    prompts:dict, # By name, lists of rows of token ids; the rows of one list share their prefix
     peaks:dict, # By dtype, from `machine_peaks`
     precision:dict, # By name, the dtype of the computation
 )->dict: # By name, JSON-ready
     "Compute tokens per second, the ratio to the first implementation, and the share of the roofline."
     from esma_nb.bench.roofline import minimum_seconds,minimum_work
-    first,size = next(iter(found.values()))['seconds'],sum(map(len, prompts))
-    def least(batch, p):
-        work = minimum_work(model, prompts*(len(batch)//size), batch)
+    first = next(iter(found.values()))['seconds']
+    def least(batch, p, prompts):
+        work = minimum_work(model, prompts*(len(batch)//sum(map(len, prompts))), batch)
         return minimum_seconds(work, peaks[p], dict(float32=4, bfloat16=2)[p])
-    def rates(f, p):
-        seconds,bound,tokens = f['seconds'],sum(least(batch, p) for batch in f['lengths']),sum(map(sum, f['lengths']))
+    def rates(f, p, prompts):
+        seconds,bound,tokens = f['seconds'],sum(least(batch, p, prompts) for batch in f['lengths']),sum(map(sum, f['lengths']))
         return {k: v for k,v in f.items() if k!='lengths'} | dict(tokens=tokens, tokens_a_second=tokens/seconds,
             ratio=first/seconds, share=bound/seconds, precision=p) | {'minimum_seconds': bound}
-    return {name: rates(f, precision[name]) for name,f in found.items()}
+    return {name: rates(f, precision[name], prompts[name]) for name,f in found.items()}
 
 # %% ../../nbs/bench/02_bench.ipynb #110289c8
 def table(
@@ -113,20 +113,22 @@ titles = dict(naive='naive loop, float32', bfloat16='naive loop, bfloat16', same
     lowrank='default, rank {rank}, {dtype}', vllm_eager='vLLM, eager, {dtype}', vllm='vLLM, compiled, {dtype}')
 
 def build_baselines(names, model, device, dtype, rows, size, rank, noise_cache_gb)->dict: # By title a function and its dtype
-    from esma_nb.prompts.elicitation import meta_claim
-    from esma_nb.bench.baselines import naive_baseline,training_baseline
+    from esma_nb.bench.baselines import naive_baseline,public_claim,training_baseline
     ours = partial(training_baseline, model, device, rows, size, dtype=dtype, noise_cache_gb=noise_cache_gb, rank=rank)
     def naive(dtype): return naive_baseline(model, dtype, device, rows, size)
-    def same(): return ours(meta_claim(max_new_tokens=32, meta_tokens=32), mirrored=False)
+    def same(): return ours(public_claim(), mirrored=False)
     build = dict(naive=lambda: naive('float32'), bfloat16=lambda: naive('bfloat16'), same=same, default=ours,
         lowrank=lambda: ours(perturbation='lowrank'), **{k: partial(ours, engine='vllm', enforce_eager=k=='vllm_eager') for k in ('vllm_eager', 'vllm')})
     dtypes = dict(naive='float32', bfloat16='bfloat16')
     return {titles[k].format(dtype=dtype, rank=rank): (build[k](), dtypes.get(k, dtype)) for k in names}
 
-def prompts_of(tokenizer, rows)->list: # Token ids of both prompts of each row
+def prompts_of(tokenizer, rows, names, dtype, rank)->dict: # By title the token ids of both prompts of each row
     from esma_nb.engines.encoding import encode
-    from esma_nb.prompts.templates import direct_prompt,meta_prompt
-    return [encode(tokenizer, [f(r['question']) for r in rows]) for f in (direct_prompt, meta_prompt)]
+    from esma_nb.prompts.elicitation import meta_claim
+    from esma_nb.bench.baselines import public_claim
+    def ids(claim): return [encode(tokenizer, [f(r['question']) for r in rows]) for f in (claim.direct, claim.extra)]
+    public,own = ids(public_claim()),ids(meta_claim())
+    return {titles[k].format(dtype=dtype, rank=rank): public if k in ('naive', 'bfloat16', 'same') else own for k in names}
 
 def known_baselines(baselines)->list: # All names of `titles`, or those given
     unknown = [w for w in baselines or () if w not in titles]
@@ -173,7 +175,7 @@ def bench(
     precision = {title: p for title,(_,p) in selected.items()}
     peaks = {d: machine_peaks(torch_device, getattr(torch, d)) for d in dict.fromkeys(['float32', *precision.values()])}
     found = time_interleaved({title: way for title,(way,_) in selected.items()}, repeats, torch_device)
-    result = with_roofline(found, net, prompts_of(tokenizer, rows), peaks, precision)
+    result = with_roofline(found, net, prompts_of(tokenizer, rows, names, dtype, rank), peaks, precision)
     about = dict(machine=machine(torch_device), model=model, dataset=dataset, population_size=population_size,
         num_data_per_iteration=len(rows), repeats=repeats, peaks=peaks,
         weights=sum(p.numel() for p in net.parameters()), baselines=result)
