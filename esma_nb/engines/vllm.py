@@ -38,13 +38,14 @@ def check_vllm(
     config, # Of the model, from transformers
     tensor_parallel_size:int=1, # GPUs (or processes on a CPU) that share one model
     supported:list=None, # Architectures that vLLM knows; None: not checked
+    writable:bool=True, # Will weights be written?
 ): # Raises ValueError
     "Refuse a model that vLLM cannot run, or whose weights cannot be written while it runs."
     text,refused = config.get_text_config(),f"vLLM cannot run {name} here:"
     heads,experts = text.num_attention_heads,[k for k in ('num_experts', 'num_local_experts', 'n_routed_experts') if getattr(text, k, None)]
-    if getattr(config, 'quantization_config', None): raise ValueError(f"{refused} its weights are quantized, and a member is written "
+    if writable and getattr(config, 'quantization_config', None): raise ValueError(f"{refused} its weights are quantized, and a member is written "
         "in full precision: name a model that is not quantized, or use --engine hf")
-    if experts: raise ValueError(f"{refused} it is a mixture of experts, whose fused tensors cannot be written one by one: use --engine hf")
+    if writable and experts: raise ValueError(f"{refused} it is a mixture of experts, whose fused tensors cannot be written one by one: use --engine hf")
     if heads%tensor_parallel_size: raise ValueError(f"{refused} its {heads} attention heads cannot be divided by "
         f"--tensor_parallel_size {tensor_parallel_size}: choose {', '.join(str(k) for k in range(1, heads+1) if heads%k==0)}")
     if supported and not set(config.architectures or [])&set(supported): raise ValueError(f"{refused} it does not know "
@@ -112,7 +113,7 @@ def start_vllm(
     options |= dict(dtype=dtype, max_model_len=max_model_len, tensor_parallel_size=tensor_parallel_size,
         gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager, block_size=block_size())
     try: llm = vllm.LLM(folder, enable_prefix_caching=True, worker_extension_cls='esma_nb.engines.vllm.WeightAccess', seed=0, **options)
-    except (RuntimeError, ValueError) as e: raise ValueError(f"vLLM does not start with {name}: {str(e).strip().splitlines()[-1]}") from e
+    except (RuntimeError, ValueError) as e: raise ValueError(f"vLLM does not start with {name}: {' '.join(str(e).split())[:400]}") from e
     finally: torch.set_num_threads = set_num_threads # vLLM on a CPU replaces it by a function that does nothing
     return llm
 
@@ -238,11 +239,13 @@ def load_config(
 )->tuple: # An object with `config` and `generation_config`, and the tokenizer
     "What `vllm_engine` needs of a model, without its weights."
     from transformers import AutoConfig,AutoTokenizer,GenerationConfig
+    from esma_nb.engines.models import explain_load_error
     folder = vllm_folder(name)
-    config = AutoConfig.from_pretrained(folder)
+    try: config,tokenizer = AutoConfig.from_pretrained(folder),AutoTokenizer.from_pretrained(folder)
+    except Exception as e: raise ValueError(f"cannot load model {name!r}: {explain_load_error(e)}") from e # A damaged file can raise any of them
     try: generation = GenerationConfig.from_pretrained(folder)
     except OSError: generation = GenerationConfig.from_model_config(config)
-    return SimpleNamespace(config=config, generation_config=generation),AutoTokenizer.from_pretrained(folder)
+    return SimpleNamespace(config=config, generation_config=generation),tokenizer
 
 def model_length(
     model, # With a `config`
@@ -278,8 +281,9 @@ def launch_vllm(
     "Check a model, and start vLLM with the options of a command."
     import torch
     from transformers import AutoModelForCausalLM
+    if not 0<args['gpu_memory_utilization']<=1: raise ValueError(f"gpu_memory_utilization is {args['gpu_memory_utilization']}: give a share above 0, at most 1")
     vllm,(model,tokenizer),k = import_vllm(),load_config(args['model']),args['tensor_parallel_size']
-    check_vllm(args['model'], model.config, k, vllm.ModelRegistry.get_supported_archs())
+    check_vllm(args['model'], model.config, k, vllm.ModelRegistry.get_supported_archs(), options.get('writable', True))
     if torch.cuda.is_available():
         with torch.device('meta'): weights = AutoModelForCausalLM.from_config(model.config).num_parameters()
         check_memory(weights, 4 if dtype=='float32' else 2, args['gpu_memory_utilization'], torch.cuda.mem_get_info()[1], k, master)
