@@ -138,7 +138,7 @@ class TimedDecoder:
 # %% ../../nbs/bench/01_baselines.ipynb #889955df
 defaults = dict(preset='default', lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True,
     shaping='zscore', seed=1, max_input_length=None, enable_thinking=False, max_reasoning_tokens=0,
-    max_new_tokens=32, noise_cache_gb=.2, parallel_members=0, dtype='auto', perturbation='full', rank=4, optimizer='sgd',
+    max_new_tokens=32, noise_cache_gb=.2, parallel_members=0, dtype='auto', perturbation='full', noise='gaussian', rank=4, optimizer='sgd',
     momentum=0., weight_decay=0., update='whole', tensor_parallel_size=1, gpu_memory_utilization=.6)
 
 def training_baseline(

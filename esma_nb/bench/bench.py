@@ -110,7 +110,7 @@ def machine(
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 titles = dict(naive='naive loop, float32', bfloat16='naive loop, bfloat16', same='same work, {dtype}', default='default, {dtype}',
-    lowrank='default, rank {rank}, {dtype}', vllm_eager='vLLM, eager, {dtype}', vllm='vLLM, compiled, {dtype}')
+    rademacher='default, rademacher, {dtype}', lowrank='default, rank {rank}, {dtype}', vllm_eager='vLLM, eager, {dtype}', vllm='vLLM, compiled, {dtype}')
 
 def build_baselines(names, model, device, dtype, rows, size, rank, noise_cache_gb)->dict: # By title a function and its dtype
     from esma_nb.bench.baselines import naive_baseline,public_claim,training_baseline
@@ -118,7 +118,7 @@ def build_baselines(names, model, device, dtype, rows, size, rank, noise_cache_g
     def naive(dtype): return naive_baseline(model, dtype, device, rows, size)
     def same(): return ours(public_claim(), mirrored=False)
     build = dict(naive=lambda: naive('float32'), bfloat16=lambda: naive('bfloat16'), same=same, default=ours,
-        lowrank=lambda: ours(perturbation='lowrank'), **{k: partial(ours, engine='vllm', enforce_eager=k=='vllm_eager') for k in ('vllm_eager', 'vllm')})
+        rademacher=lambda: ours(noise='rademacher'), lowrank=lambda: ours(perturbation='lowrank'), **{k: partial(ours, engine='vllm', enforce_eager=k=='vllm_eager') for k in ('vllm_eager', 'vllm')})
     dtypes = dict(naive='float32', bfloat16='bfloat16')
     return {titles[k].format(dtype=dtype, rank=rank): (build[k](), dtypes.get(k, dtype)) for k in names}
 
@@ -151,7 +151,7 @@ def bench(
     population_size:int=4, # Members per iteration
     num_data_per_iteration:int=32, # Questions per member
     repeats:int=3, # Measured iterations of each implementation, after one to warm up
-    baselines:list=None, # Only some of naive, bfloat16, same, default, lowrank, vllm_eager and vllm; default: all that are installed
+    baselines:list=None, # Only some of naive, bfloat16, same, default, rademacher, lowrank, vllm_eager and vllm; default: all that are installed
     rank:int=4, # Of the noise of low-rank members
     dtype:str='auto', # Dtype of our members: float32, bfloat16, or auto (bfloat16 where the machine is fast in it)
     noise_cache_gb:float=.2, # Memory for noise in GB; noise that does not fit is generated again

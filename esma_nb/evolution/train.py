@@ -57,6 +57,7 @@ def check_args(args:dict):
     make_optimizer(args['optimizer'], args['momentum'], args['weight_decay'], {})
 
 def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first that is wrong counts
+    from esma_nb.evolution.noise import noises
     a,n = args,args['population_size']
     return [
         (not a['sigma']>0, f"sigma is {a['sigma']}: members must differ from the master weights, so give a number above 0"),
@@ -67,6 +68,8 @@ def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first
             f"a population of {n} cannot be split into mirrored pairs: use an even number, or --no-mirrored"),
         (a['shaping'] not in ('zscore', 'ranks'), f"no shaping {a['shaping']!r}: choose zscore or ranks"),
         (a['perturbation'] not in ('full', 'lowrank'), f"no perturbation {a['perturbation']!r}: choose full or lowrank"),
+        (a['noise'] not in noises, f"no noise {a['noise']!r}: choose {' or '.join(noises)}"),
+        (a['noise']!='gaussian' and a['perturbation']=='lowrank', "--noise rademacher is for --perturbation full: a low-rank direction is a product of normal numbers"),
         (a['parallel_members']<0, f"{a['parallel_members']} parallel members: give 1 or more, or 0 for as many as suit the machine"),
         (a['rank']<1, f"rank is {a['rank']}: give 1 or more"),
         (a['update'] not in ('whole', 'sharded'), f"no update {a['update']!r}: choose whole or sharded"),
@@ -191,6 +194,7 @@ def train(
     mirrored:bool=True, # Antithetic sampling: 2 members a direction, one each way; the paper does not mirror
     shaping:str='zscore', # How rewards become coefficients: zscore or ranks
     perturbation:str='full', # Noise of full rank, or lowrank, so that many members share a batch
+    noise:str='gaussian', # Distribution of full-rank noise: gaussian (the paper's), or rademacher: plus or minus 1, which is generated faster
     rank:int=4, # Rank of a member's perturbation of a matrix, for lowrank
     optimizer:str='sgd', # How an estimate is applied: sgd, which is the paper's, momentum or adam
     momentum:float=.9, # Decay of the running mean in momentum and adam, from 0 to below 1

@@ -75,10 +75,11 @@ def make_master_weights(
     "The master weights of a run, with its kind of noise and its optimizer."
     from esma_nb.evolution.es import MasterWeights
     from esma_nb.evolution.lowrank import lowrank_direction,lowrank_sum
+    from esma_nb.evolution.noise import noises
     from esma_nb.evolution.optimizers import make_optimizer
-    is_low = args['perturbation']=='lowrank'
+    is_low,noise = args['perturbation']=='lowrank',noises[args.get('noise', 'gaussian')][1]
     low = dict(noise=partial(lowrank_direction, rank=args['rank']), total=partial(lowrank_sum, rank=args['rank']))
-    master = MasterWeights(model, **(low if is_low else {}), **options)
+    master = MasterWeights(model, **(low if is_low else dict(noise=noise)), **options)
     most = max(min(w.shape) for w in master.weights.values())
     if is_low and args['rank']>most:
         raise ValueError(f"rank is {args['rank']}, but no matrix of this model has a rank above {most}: lower --rank")
@@ -249,11 +250,12 @@ def evaluate_member(self:ESTrainer, generate, batch)->dict: # As from `member_re
 @patch
 def replica_options(self:ESTrainer, batch)->dict: # Arguments of `es_iteration`
     "Load each member into a replica and evaluate it there."
-    from esma_nb.evolution.noise import direction,in_chunks,cached_noise
+    from esma_nb.evolution.noise import cached_noise,noises
     from esma_nb.evolution.population import evaluate_parallel
     cache_bytes,replicas = self.args['noise_cache_gb']*1e9,self.replicas[:self.parallel_members]
     fits = cache_bytes>=len(replicas)*sum(w.nbytes for w in self.master.weights.values())
-    noise = cached_noise(direction, cache_bytes) if fits else in_chunks
+    whole,in_chunks = noises[self.args.get('noise', 'gaussian')]
+    noise = cached_noise(whole, cache_bytes) if fits else in_chunks
     for m,_ in replicas: m.noise = m.noise if m.total else noise # `total` belongs to noise of low rank
     return dict(score=[(m, partial(self.evaluate_member, generate, batch)) for m,generate in replicas], evaluate=evaluate_parallel)
 
