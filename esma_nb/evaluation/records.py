@@ -37,6 +37,7 @@ class Record:
     direct_finish_reason:str=None # `stop` if the model ended its answer, `length` if a token limit did
     prompt_truncated:bool=False # Was the question too long, and its beginning cut?
     seconds:float=None # Time of the batch divided by its rows
+    signals:dict=None # Signals of confidence by name, higher is more confident; None where they were not asked for
 
 # %% ../../nbs/evaluation/00_records.ipynb #bba8bfe1
 def record(
@@ -46,6 +47,7 @@ def record(
     direct, # `Completion` to the direct prompt
     extra=None, # `Completion` to the claim's own prompt, if it has one
     seconds:float=None, # Time spent on this row
+    signals:dict=None, # As from `ask_signals`
 )->Record:
     "Score the replies to one row."
     failed = direct.failed or (extra.failed if extra else None)
@@ -57,7 +59,7 @@ def record(
         p_yes=None if odds is None else float(1/(1+np.exp(-odds))),
         direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None, direct_finish_reason=direct.finish_reason,
         prompt_truncated=direct.prompt_truncated or bool(extra and extra.prompt_truncated),
-        direct_tokens=direct.n_tokens, meta_tokens=extra.n_tokens if extra else 0, seconds=seconds)
+        direct_tokens=direct.n_tokens, meta_tokens=extra.n_tokens if extra else 0, seconds=seconds, signals=signals)
 
 # %% ../../nbs/evaluation/00_records.ipynb #bee602f9
 def columns(
