@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import exp
 from ..prompts.templates import Prompt
 from .likelihood import mean_entropy,mean_logprob
-from .sampling import cluster,consistency,mutual,semantic_entropy
+from .sampling import cluster,consistency,mutual,new_words,semantic_entropy
 
 # %% ../../nbs/signals/02_elicit.ipynb #00c918b4
 percent_template = ('Question: {question}\nYour answer: {answer}\nHow likely is it that this answer is correct? '
@@ -73,12 +73,14 @@ def check_signals(
     names, # Names of signals
     samples:int=10, # Number of sampled answers
     rows=(), # Dicts with `question`
+    temperature:float=1., # Of the sampled answers
 ): # Raises ValueError
     "Refuse names that are not in `signals`, duplicates, fewer than 2 samples, and letters for lettered questions."
     odd = [n for n in names if n not in signals]
     if odd: raise ValueError(f"no signal {odd[0]!r}: choose from {', '.join(signals)}")
     if len({*names})<len(names): raise ValueError(f"a signal occurs twice in {' '.join(names)}: name each once")
     if {*names} & {*sampled} and samples<2: raise ValueError(f"samples is {samples}: give 2 or more")
+    if not temperature>0: raise ValueError(f"temperature is {temperature}: give a number above 0, such as 1")
     if 'p_true_letters' in names: [p_true_prompt(r['question'], '', 'A|B') for r in rows]
 
 # %% ../../nbs/signals/02_elicit.ipynb #7c1f39ac
@@ -101,19 +103,21 @@ def signal_scores(
     names, # Names of signals
     completion, # `Completion` to the direct prompt
     replies:list, # `Completion`s to `signal_prompts`
+    question:str='', # Its words do not count for `agree`
     agree=mutual(), # From 2 answers to True if they mean the same
 )->dict: # `{name: score}`, higher is more confident; None where not known
     "The signals of one answer."
     if completion.failed: return dict.fromkeys(names)
     asked = [n for n in names if n in ('percent', 'p_true', 'p_true_letters')]
     scores = dict(likelihood=mean_logprob(completion.logprobs), entropy=_minus(mean_entropy(completion.entropies)))
-    scores |= sample_scores(completion.text, replies[len(asked):], agree)
+    scores |= sample_scores(completion.text, replies[len(asked):], question, agree)
     for n,r in zip(asked, replies): scores[n] = None if r.failed else read_percent(r.text) if n=='percent' else p_true(r.log_odds)
     return {n: scores[n] for n in names}
 
-def sample_scores(answer, samples, agree)->dict: # By name; None where a sample failed
+def sample_scores(answer, samples, question, agree)->dict: # By name; None where a sample failed
     if not samples or any(s.failed for s in samples): return dict.fromkeys(sampled)
-    texts,likelihoods = [s.text for s in samples],[mean_logprob(s.logprobs) for s in samples]
+    answer,*texts = [new_words(t, question) for t in (answer, *(s.text for s in samples))]
+    likelihoods = [mean_logprob(s.logprobs) for s in samples]
     groups = cluster(texts, agree)
     rao = None if None in likelihoods else _minus(semantic_entropy(groups, likelihoods))
     return dict(consistency=consistency(answer, texts, agree), semantic_entropy=_minus(semantic_entropy(groups)), semantic_entropy_rao=rao)
@@ -131,9 +135,9 @@ def ask_signals(
     **options, # `samples`, `temperature` and `seed`, as for `signal_prompts`
 )->list: # `{name: score}` for each row, higher is more confident; None where not known
     "Ask for the signals of all `rows`, in one call of `generate`, or two without `completions`."
-    check_signals(names, options.get('samples', 10), rows)
+    check_signals(names, options.get('samples', 10), rows, options.get('temperature', 1.))
     if completions is None: completions = generate(direct)
     prompts = [signal_prompts(names, d, c.text, **options) for d,c in zip(direct, completions, strict=True)]
     flat = [p for ps in prompts for p in ps]
     replies = iter(generate(flat) if flat else [])
-    return [signal_scores(names, c, [next(replies) for _ in ps], agree) for c,ps in zip(completions, prompts)]
+    return [signal_scores(names, c, [next(replies) for _ in ps], d.question or '', agree) for d,c,ps in zip(direct, completions, prompts)]
