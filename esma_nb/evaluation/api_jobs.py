@@ -237,6 +237,7 @@ def eval_api(
     wanted = server_options(protocol, reasoning_effort) | dict(enable_thinking=enable_thinking)
     remote = APIEngine(model, base_url, key, concurrency, timeout, tries, max_reasoning_tokens, seed, **wanted)
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])
+    if claim=='letters': [elicit.extra(r['question']) for r in rows] # Refuses lettered options before anything is asked
     options = signal_options(args, rows)
     out = Path(output_dir or f"out/api-{Path(model).name}-{Path(dataset).stem}-{claim}")
     open_evaluation(out, args, counts, protocol)

@@ -171,6 +171,7 @@ def eval_model(
     protocol = resolve_protocol(preset, matcher=matcher, decoding=decoding)
     elicit,match = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat),matchers[protocol['matcher']]
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])
+    if claim=='letters': [elicit.extra(r['question']) for r in rows] # Refuses lettered options before a model is loaded
     options = signal_options(args, rows)
     generate,device_name = local_model(args, protocol, batch_size, device)
     out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{claim}")

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['percent_template', 'judge_templates', 'signals', 'probabilities', 'sampled', 'fill_both', 'percent_prompt',
-           'read_percent', 'p_true_prompt', 'has_options', 'p_true', 'check_signals', 'signal_prompts', 'signal_scores',
+           'read_percent', 'p_true_prompt', 'p_true', 'check_signals', 'signal_prompts', 'signal_scores',
            'sample_scores', 'ask_signals']
 
 # %% ../../nbs/signals/02_elicit.ipynb #6ef9604e
 import re
 from dataclasses import replace
 from math import exp
+from ..prompts.elicitation import has_options
 from ..prompts.templates import Prompt
 from .likelihood import mean_entropy,mean_logprob
 from .sampling import cluster,consistency,mutual,new_words,semantic_entropy
@@ -36,6 +37,7 @@ def read_percent(
     text:str, # Reply to `percent_prompt`
 )->float: # From 0 to 1; `None` if there is no number from 0 to 100, or more than one
     "The percentage in a reply, as a probability."
+    text = re.sub(r'(?<=[\d%])\s*[-–]\s*(?=\d)', ' to ', text) # A range has 2 numbers
     found = re.findall(r'(?<![\w.,-])\d+(?:[.,]\d{1,2})?(?![\w.,]*\d)', re.sub(r'(?:/| out of | of ) ?100\b', '%', text))
     values = {float(x.replace(',', '.'))/100 for x in found}
     return values.pop() if len(values)==1 and max(values)<=1 else None
@@ -51,9 +53,6 @@ def p_true_prompt(
     if words=='A|B' and has_options(question): raise ValueError("p_true_letters asks for the letter A or B, and the question "
         f"{question[:30]!r} has options with letters of its own: use p_true")
     return Prompt(fill_both(judge_templates[words], question, answer), 4, lang=words, question=question)
-
-def has_options(question)->bool: # Is it a multiple-choice question with options A and B?
-    return all(re.search(rf'(?m)(?:^|\s)\(?{letter}[.):]\s', question) for letter in 'AB')
 
 def p_true(
     log_odds:float, # Of True against False at the first token; `None` where not known
@@ -139,5 +138,7 @@ def ask_signals(
     if completions is None: completions = generate(direct)
     prompts = [signal_prompts(names, d, c.text, **options) for d,c in zip(direct, completions, strict=True)]
     flat = [p for ps in prompts for p in ps]
-    replies = iter(generate(flat) if flat else [])
+    replies = generate(flat) if flat else []
+    if len(replies)!=len(flat): raise ValueError(f"{len(replies)} replies to {len(flat)} prompts")
+    replies = iter(replies)
     return [signal_scores(names, c, [next(replies) for _ in ps], d.question or '', agree) for d,c,ps in zip(direct, completions, prompts)]
