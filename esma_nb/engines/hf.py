@@ -144,8 +144,8 @@ def hf_engine(
         def work(batch):
             mine = ([x[i] for i in batch] for x in (prompts, rows, kinds))
             p = prompts[batch[0]]
-            choose = sample_token if p.temperature is None else sampling_at(p.temperature, p.seed)
-            return complete_batch(model, tokenizer, *mine, words, choose, make_decoder, max_reasoning_tokens)
+            decode = sample_token if p.temperature is None else sampling_at(p.temperature, p.seed)
+            return complete_batch(model, tokenizer, *mine, words, decode, make_decoder, max_reasoning_tokens)
         for one in dict.fromkeys(map(decoding_of, prompts)):
             same = [i for i,p in enumerate(prompts) if decoding_of(p)==one]
             replies |= run_in_batches(work, sorted(same, key=lambda i: len(rows[i][0]), reverse=True))
