@@ -21,7 +21,7 @@ from random import Random
 from time import time
 from ..prompts.templates import Completion
 from ..prompts.reasoning import no_answer,reasoning_tags,split_reasoning
-from .logprobs import listed_log_odds
+from .logprobs import listed_log_odds,listed_logprobs
 
 # %% ../../nbs/api/01_chat_completions.ipynb #2f6e5fe7
 @dataclass
@@ -151,6 +151,7 @@ def parse_completion(
     failed = failure_reason(choice, message, said, answer, usage_fields['n_tokens'])
     if failed: return APICompletion('', failed=failed, **usage_fields)
     odds,bound = listed_log_odds(choice, prompt.lang, answer, bool(said['reasoning']), words_by_id) if prompt.lang else (None,None)
+    if prompt.logprobs: usage_fields['logprobs'] = listed_logprobs(choice, answer, bool(said['reasoning']))
     return APICompletion(answer if block is None else answer.strip(), log_odds=odds, log_odds_bound=bound, **usage_fields)
 
 # %% ../../nbs/api/01_chat_completions.ipynb #059adcd0
@@ -284,6 +285,8 @@ def chat_request(
     odds,ids,thinking,token_limit = (first.pop(k, None) for k in ('top_logprobs', 'token_ids', 'thinking', 'token_limit'))
     extra = {} if thinking is None else dict(chat_template_kwargs=dict(enable_thinking=thinking, thinking=thinking))
     if odds and prompt.lang: first |= dict(logprobs=True, top_logprobs=odds)
+    if odds and prompt.logprobs and not prompt.lang: first |= dict(logprobs=True)
+    if prompt.temperature is not None and 'temperature' in first: first['temperature'] = prompt.temperature
     if odds and ids and prompt.lang: extra |= dict(logprob_token_ids=list(ids))
     if extra: first |= dict(extra_body=extra)
     limit = {token_limit: prompt.max_new_tokens+max_reasoning_tokens}

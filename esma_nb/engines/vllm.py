@@ -214,6 +214,7 @@ def vllm_engine(
     encode_cached = cached_encoder(model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens, context)
     def decoding(row): return dict(options(row) if options else dict(temperature=0.), stop_token_ids=ends)
     def generate(prompts):
+        if any(p.temperature for p in prompts): raise ValueError('vllm_engine samples no single prompts: use hf_engine')
         completions = complete_prompts(llm, model, tokenizer, prompts, *encode_cached(prompts), decoding, max_reasoning_tokens)
         line = not enable_thinking and not warned and unexpected_reasoning(completions)
         if line: warned.append(line), warn(line)

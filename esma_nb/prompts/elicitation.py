@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rating_scales', 'meta_prompts', 'claims', 'Claim', 'meta_claim', 'logits_claim', 'idk_claim', 'reads_grade',
-           'scale_claim', 'with_meta_prompt', 'get_claim']
+           'has_options', 'scale_claim', 'with_meta_prompt', 'get_claim']
 
 # %% ../../nbs/prompts/03_elicitation.ipynb #5126b579
 import re
@@ -81,6 +81,12 @@ def reads_grade(
     return grades[found.pop()] if len(found)==1 else None
 
 # %% ../../nbs/prompts/03_elicitation.ipynb #b301b566
+def has_options(
+    question:str, # The question
+)->bool: # Does it list options A and B?
+    "Whether `question` is a multiple-choice question whose options have letters."
+    return all(re.search(rf'(?m)(?:^|\s)\(?{letter}[.):]\s', question) for letter in 'AB')
+
 def scale_claim(
     scale:str, # One of `rating_scales`
     lang:str='en', # The scales are in English
@@ -93,7 +99,10 @@ def scale_claim(
     if lang!='en': raise ValueError(f"the scale {scale} is in en only, not in {lang!r}: use the claim meta, idk or logits")
     template,grades = rating_scales[scale]
     def direct(question): return replace(direct_prompt(question, lang, max_new_tokens), chat=chat)
-    def extra(question): return Prompt(fill_template(template, question), meta_tokens, chat, question=question)
+    def extra(question):
+        if scale=='letters' and has_options(question): raise ValueError(f"the claim letters asks for A to D, and the question {question[:30]!r} "
+            "has options with these letters: use the claim tenths, meta or logits")
+        return Prompt(fill_template(template, question), meta_tokens, chat, question=question)
     def rating(extra): return reads_grade(extra.text, grades)
     def read(direct, extra): return None if rating(extra) is None else rating(extra)>.5
     def evidence(direct, extra): return None if rating(extra) is None else log(rating(extra)/(1-rating(extra)))

@@ -17,8 +17,11 @@ class Prompt:
     text:str # Text for the model, before the chat template
     max_new_tokens:int=32 # Longest reply, in tokens
     chat:bool=True # Apply the model's chat template?
-    lang:str=None # Set on a meta prompt: compute the log-odds of yes against no in this language
+    lang:str=None # Set on a meta prompt: compute the log-odds of yes against no in this language, or of two words, `true|false`
     question:str=None # The part of `text` that is truncated where the prompt is too long
+    logprobs:bool=False # Return the log-probability and the entropy of every token of the answer?
+    temperature:float=None # Sample the reply at this temperature; None: as the engine decodes
+    seed:int=0 # Of a sampled reply; the samples of one prompt differ in it
 
 # %% ../../nbs/prompts/00_templates.ipynb #2fe15a00
 @dataclass
@@ -32,6 +35,8 @@ class Completion:
     log_odds_bound:float=None # Where only a bound on the log-odds is known: a lower bound if positive, an upper bound if negative
     finish_reason:str=None # `stop`, or `length` where a token limit was reached; `None` where not known
     prompt_truncated:bool=False # Was the beginning of the question cut off, because the prompt was too long?
+    logprobs:list=None # Log-probability of each token of the answer; `None` where not requested or not known
+    entropies:list=None # Entropy of the distribution from which each of them was chosen, in nats
 
 # %% ../../nbs/prompts/00_templates.ipynb #02ef4e1d
 @dataclass(frozen=True)
@@ -123,8 +128,8 @@ def spellings(words:str)->list: # Without duplicates
 
 def yes_spellings(lang:str='en')->list: # Strings; those that are one token count as yes
     "The first tokens of a reply that claims to know."
-    return spellings(language(lang).yes)
+    return spellings(lang.split('|')[0] if '|' in lang else language(lang).yes)
 
 def no_spellings(lang:str='en')->list: # Strings; those that are one token count as no
     "The first tokens of a reply that claims not to know."
-    return spellings(language(lang).no)
+    return spellings(lang.split('|')[1] if '|' in lang else language(lang).no)
