@@ -167,24 +167,24 @@ def sampling_options(
 def generate_tokens(
     llm, # From `start_vllm`
     rows:list, # Lists of token ids
-    limits:list, # Longest reply of each row, in tokens
+    reply_limits:list, # Longest reply of each row, in tokens
     options, # From a row of token ids to a dict for `vllm.SamplingParams`
     wanted:list, # Token ids for each row whose log-probabilities are needed; may be empty
     extend_limit=lambda i, reply: 0, # From a row at its limit, and its reply, to a new limit
 )->tuple: # `(replies, logprobs)`: token ids, and for each token a dict of log-probabilities by id
     "Generate tokens for every row until it ends or reaches its limit."
     from vllm import SamplingParams
-    replies,logprobs,limits,todo = [[] for _ in rows],[[] for _ in rows],list(limits),list(range(len(rows)))
+    replies,logprobs,reply_limits,todo = [[] for _ in rows],[[] for _ in rows],list(reply_limits),list(range(len(rows)))
     while todo:
         texts = [rows[i]+replies[i] for i in todo]
-        params = [SamplingParams(max_tokens=limits[i]-len(replies[i]), detokenize=False, logprob_token_ids=wanted[i] or None, **options(t)) for i,t in zip(todo, texts)]
+        params = [SamplingParams(max_tokens=reply_limits[i]-len(replies[i]), detokenize=False, logprob_token_ids=wanted[i] or None, **options(t)) for i,t in zip(todo, texts)]
         outputs = [o.outputs[0] for o in llm.generate([dict(prompt_token_ids=t) for t in texts], params, use_tqdm=False)]
         for i,o in zip(todo, outputs):
             replies[i] += o.token_ids
             logprobs[i] += [{k: v.logprob for k,v in at.items()} for at in o.logprobs or []]
         at_limit = [i for i,o in zip(todo, outputs) if o.finish_reason=='length']
-        for i in at_limit: limits[i] = max(limits[i], extend_limit(i, replies[i]))
-        todo = [i for i in at_limit if len(replies[i])<limits[i]]
+        for i in at_limit: reply_limits[i] = max(reply_limits[i], extend_limit(i, replies[i]))
+        todo = [i for i in at_limit if len(replies[i])<reply_limits[i]]
     return replies,logprobs
 
 def listed_odds(
@@ -224,12 +224,12 @@ def vllm_engine(
 def complete_prompts(llm, model, tokenizer, prompts, encoded, words, options, max_reasoning_tokens): # Part of `vllm_engine`
     from esma_nb.engines.decoding import decode_reply,reply_limit
     from esma_nb.engines.hf import make_completion
-    (rows,truncated,opened),limits = zip(*encoded),[p.max_new_tokens for p in prompts]
+    (rows,truncated,opened),reply_limits = zip(*encoded),[p.max_new_tokens for p in prompts]
     wanted = [sum(words[p.lang], []) if p.lang and all(words[p.lang]) else [] for p in prompts]
-    def extend_limit(i, reply): return reply_limit(tokenizer, reply, opened[i], limits[i], max_reasoning_tokens)
-    ids,logprobs = generate_tokens(llm, rows, limits, options, wanted, extend_limit)
-    parts = [decode_reply(tokenizer, *x) for x in zip(ids, opened, limits)]
-    completions = [make_completion(*x, model) for x in zip(parts, ids, limits, truncated)]
+    def extend_limit(i, reply): return reply_limit(tokenizer, reply, opened[i], reply_limits[i], max_reasoning_tokens)
+    ids,logprobs = generate_tokens(llm, rows, reply_limits, options, wanted, extend_limit)
+    parts = [decode_reply(tokenizer, *x) for x in zip(ids, opened, reply_limits)]
+    completions = [make_completion(*x, model) for x in zip(parts, ids, reply_limits, truncated)]
     for p,c,(*_,start),at,asked in zip(prompts, completions, parts, logprobs, wanted):
         if asked and not c.failed and start<len(at): c.log_odds = listed_odds(at[start], *words[p.lang])
     return completions
