@@ -93,11 +93,11 @@ def open_judge(run, grader:str, model:str, base_url:str, key_env:str, price:str=
     rate,run = parse_price(price, model),Path(run)
     path = (run if run.is_dir() or not run.suffix else run.parent)/'judgements.jsonl'
     remote = APIEngine(model, base_url, api_key_from(key_env, base_url))
-    def ask(cases):
+    def judge_cases(cases):
         print(f'judge {model} is asked:\n{judge_prompt}\n')
         try: return judge(path, remote, cases, rate)
         finally: print('judge: {judgements} judgements ({unreadable} unreadable), {failed} failed; {requests:,} requests, {prompt_tokens:,} tokens in, {completion_tokens:,} out, ${dollars}'.format(**judge_bill(path, rate)))
-    return ask
+    return judge_cases
 
 def judge_run(path, judge): # Grade the records of a finished run, and write them back
     records = grade([replace(r, correct=None if r.failed else word_match(r.direct_output, r.answers), grades=None) for r in load_records(path)], 'judge', 'words', judge)
