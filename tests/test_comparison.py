@@ -97,7 +97,7 @@ def test_mistakes_are_one_line(tmp_path):
     for words,says in [([one], 'name a second run'), ([one, one], 'named twice'), ([one, tmp_path/'other.jsonl'], 'no question in common'),
             ([one, tmp_path/'changed.jsonl'], 'not the same questions'), ([one, tmp_path/'gone'], 'holds no records'), ([], 'runs'),
             ([one, tmp_path/'other.jsonl', '--json', tmp_path], 'is a folder'), ([one, tmp_path/'other.jsonl', '--csv', one], 'is read from'),
-            ([one, one, '--matcher', 'fuzzy'], 'choose one of')]:
+            ([one, one, '--grader', 'fuzzy'], 'choose one of')]:
         done = compare(*words)
         assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1, (words, done.stderr)
     assert sorted(p.name for p in tmp_path.iterdir())==['changed.jsonl', 'one.jsonl', 'other.jsonl']

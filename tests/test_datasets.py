@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+from esma_nb.metrics.matching import word_match
 from esma_nb.datasets.registry import load_rows, mkqa_langs, load_train_val
 from esma_nb.datasets.rows import normalize_question
 
@@ -185,3 +186,43 @@ def test_hub_rows_like_local_ones(tmp_path, monkeypatch):
     monkeypatch.setattr('datasets.load_dataset', lambda *a, **kw: Dataset.from_list(asked, features=features))
     rows, counts = load_rows('mkqa')
     assert rows == [dict(question_id='-5', question='who?', answers=['Ada', 'Lovelace'])] and counts['answerless'] == 1
+
+PUBLISHED = dict( # A row in the layout of each set, and its answers
+    popqa=('test.tsv', 'id\tquestion\tpossible_answers\n7\tWhich lake is deepest?\t["Baikal", "Lake Baikal"]\n', ['Baikal', 'Lake Baikal']),
+    entity_questions=('P17.dev.json', json.dumps([dict(question='Which lake?', answers=['Baikal'])]), ['Baikal']),
+    simpleqa=('simple_qa_test_set.csv', 'metadata,problem,answer\n{},Which lake?,Baikal\n', ['Baikal']),
+    truthful_qa=('validation.jsonl', json.dumps(dict(question='Which lake?', mc1_targets=dict(choices=['Baikal', 'Ohio'], labels=[1, 0]))) + '\n', 'Baikal'),
+    mmlu=('test.jsonl', json.dumps(dict(question='Which lake?', subject='x', choices=['Ohio', 'Baikal'], answer=1)) + '\n', ['B', 'Baikal']),
+    mmlu_pro=('test.jsonl', json.dumps(dict(question_id=1, question='Which lake?', options=['Ohio', 'Baikal'], answer='B', answer_index=1)) + '\n', ['B', 'Baikal']),
+    arc_easy=('test.jsonl', json.dumps(dict(id='a', question='Which lake?', choices=dict(text=['Ohio', 'Baikal'], label=['A', 'B']), answerKey='B')) + '\n', ['B', 'Baikal']),
+    commonsense_qa=('validation.jsonl', json.dumps(dict(id='a', question='Which lake?', choices=dict(text=['Ohio', 'Baikal'], label=['A', 'B']), answerKey='A')) + '\n', ['A', 'Ohio']),
+    gsm8k=('test.jsonl', json.dumps(dict(question='6 * 7?', answer='It is 42.\n#### 42')) + '\n', ['42']))
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_layouts(name, tmp_path):
+    file,text,answers = PUBLISHED[name]
+    (tmp_path/file).write_text(text)
+    rows,_ = load_rows(name, data_dir=tmp_path)
+    assert len(rows)==1 and (rows[0]['answers']==answers or rows[0]['answers'][1]==answers), rows
+
+def test_selfaware(tmp_path):
+    asked = [dict(question_id=1, question='Which lake?', answer=['Baikal'], answerable=True, source='x'), dict(question_id=2, question='Why is there anything?', answer=None, answerable=False, source='x')]
+    (tmp_path/'SelfAware.json').write_text(json.dumps(dict(example=asked)))
+    rows,_ = load_rows('selfaware', data_dir=tmp_path)
+    assert rows[0]['answers']==['Baikal']
+    for reply,right in [('Nobody knows.', 1), ('It cannot be known', 1), ("I don't know", 1), ('The answer is unknown.', 1), ('Because of God', 0), ('It is known to be luck', 0)]:
+        assert word_match(reply, rows[1]['answers'])==bool(right), reply
+
+OWN = {'popqa.tsv': 'id\tquestion\tpossible_answers\n7\tWhich lake?\t["Baikal", "Bajkal"]\n', 'simpleqa.csv': 'problem,answer\nWhich lake?,Baikal|Bajkal\n',
+    'dpr.csv': "which lake is the deepest of all\t['Baikal', 'Bajkal']\n", 'efficientqa.jsonl': '{"question": "which lake", "answer": ["Baikal", "Bajkal"]}\n'}
+
+@pytest.mark.parametrize('name', OWN)
+def test_own_files_in_published_layouts(name, tmp_path):
+    (tmp_path/name).write_text(OWN[name])
+    assert load_rows(str(tmp_path/name))[0][0]['answers']==['Baikal', 'Bajkal']
+
+def test_own_columns(tmp_path):
+    path = tmp_path/'mine.csv'
+    path.write_text('frage,antwort\nWelcher See?,Baikal\n')
+    with pytest.raises(ValueError, match='the columns are frage, antwort'): load_rows(str(path))
+    assert load_rows(str(path), question_column='frage', answers_column='antwort')[0][0]['answers']==['Baikal']

@@ -30,7 +30,7 @@ def test_interrupted_and_continued(tmp_path):
     assert table(scored.stdout)==table(done.stdout)!=[]
 
 def test_mistakes_are_one_line(tmp_path):
-    for words,says in [(['--claim', 'gut'], 'choose one of'), (['--matcher', 'fuzzy'], 'choose one of'), (['--dataset', 'nq'], 'no dataset'),
+    for words,says in [(['--claim', 'gut'], 'choose one of'), (['--grader', 'fuzzy'], 'choose one of'), (['--dataset', 'nq'], 'no dataset'),
             (['--num_samples', '100000'], 'rows'), (['--split', 'tomorrow'], 'no split'), (['--data_dir', '/nowhere', '--dataset', 'nq_open'], '/nowhere')]:
         done = run(BIN/'esma_nb_eval', *words, '--output_dir', tmp_path/'x')
         assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1, done.stderr

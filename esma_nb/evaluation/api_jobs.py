@@ -17,13 +17,13 @@ from time import monotonic,perf_counter
 from ..metrics.matching import matchers
 from ..core.cli import command
 from ..core.runs import append_lines,lock_run,read_json,read_lines,atomic_write,write_json
-from ..datasets.registry import load_rows
+from ..datasets.registry import load_rows,default_grader
 from ..api.chat_completions import max_token_usage,cost,parse_price
 from ..api.client import APIEngine,parse_base_url,gather_or_cancel
 from ..signals.elicit import signal_prompts,signal_scores
 from .records import failures,load_records,record,scores
-from .protocol import resolve_protocol,build_claim
-from .evaluate import close_evaluation,open_evaluation,signal_options,with_progress
+from .protocol import resolve_protocol,build_claim,graders
+from .evaluate import close_evaluation,open_evaluation,signal_options,with_progress,judge_run,open_judge
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #da964244
 def rewrite_file(path, lines): # Atomic: all lines or no change
@@ -185,7 +185,7 @@ def run_and_bill(
     return dict(scores=scores(records).asdict(), usage=used, granted=granted, left=left)
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #74cd359c
-may_change_on_resume = 'output_dir key_env concurrency timeout tries price max_cost max_minutes'.split() # May change when a run is resumed
+may_change_on_resume = 'output_dir key_env concurrency timeout tries price max_cost max_minutes judge_url judge_key_env judge_price'.split() # May change when a run is resumed
 
 def checked_price(model, price, max_cost)->tuple: # Dollars per million tokens, in and out
     if not model: raise ValueError('which model? Name it with --model, as its server does')
@@ -211,7 +211,13 @@ def eval_api(
     claim:str='meta', # How the model is asked whether it knows: meta, logits, idk, letters or tenths
     meta_prompt:str='paper', # Which meta question: paper, plain, quiz, short or reversed
     preset:str='default', # default, or paper: what the public code does
-    matcher:str=None, # Which answers are right: words, substring or exact; default: the preset's
+    grader:str=None, # Which answers are right: words, exact, substring, multiple_choice, numeric or judge; default: the question set's, or the preset's
+    judge_model:str=None, # For grader judge: its model's name on the server
+    judge_url:str='https://api.openai.com/v1', # For grader judge: its server
+    judge_key_env:str='OPENAI_API_KEY', # For grader judge: environment variable with its API key; `none` to send no key
+    judge_price:str=None, # For grader judge: dollars per million tokens in and out
+    question_column:str=None, # Column of the questions in your own file, where it is not recognised
+    answers_column:str=None, # Column of the answers in your own file
     decoding:str=None, # greedy, or own: the server's default; default: the preset's
     max_new_tokens:int=32, # Longest answer in tokens
     enable_thinking:bool=False, # Let a reasoning model reason before it answers; reasoning is kept and not scored
@@ -232,15 +238,18 @@ def eval_api(
     "Measure what a remote model knows and whether it knows that it knows; the same command again resumes."
     args = {k: v for k,v in locals().items() if k not in may_change_on_resume}
     rate,key = checked_price(model, price, max_cost),api_key_from(key_env, base_url)
-    protocol = resolve_protocol(preset, matcher=matcher, decoding=decoding, meta_chat=True)
-    elicit,match = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens),matchers[protocol['matcher']]
+    protocol = resolve_protocol(preset, matcher=grader or default_grader(dataset, preset), decoding=decoding, meta_chat=True)
+    elicit,match = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens),graders[protocol['matcher']]
     wanted = server_options(protocol, reasoning_effort) | dict(enable_thinking=enable_thinking)
     remote = APIEngine(model, base_url, key, concurrency, timeout, tries, max_reasoning_tokens, seed, **wanted)
-    rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'])
+    rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'], question_column, answers_column)
     if claim=='letters': [elicit.extra(r['question']) for r in rows] # Refuses lettered options before anything is asked
     options = signal_options(args, rows)
     out = Path(output_dir or f"out/api-{Path(model).name}-{Path(dataset).stem}-{claim}")
+    judge = open_judge(out, protocol['matcher'], judge_model, judge_url, judge_key_env, judge_price)
     open_evaluation(out, args, counts, protocol)
-    with lock_run(out): result = run_and_bill(out, remote, rows, claim, elicit, match, rate, options, max_cost=max_cost, max_minutes=max_minutes)
+    with lock_run(out):
+        result = run_and_bill(out, remote, rows, claim, elicit, match, rate, options, max_cost=max_cost, max_minutes=max_minutes)
+        if judge: result |= dict(scores=scores(judge_run(out/'records'/f'{claim}.jsonl', judge)).asdict())
     close_evaluation(out, result, counts, protocol)
     return result['scores']

@@ -167,13 +167,13 @@ def compare(
     runs:list, # Folders of runs or files of records, compared with the first; one folder alone: its end with its start
     meta_prompts:list=None, # Runs of the last run's model under other meta prompts
     reversed:str=None, # Its run under the reversed meta prompt
-    matcher:str=None, # Match all answers again: words, substring or exact
+    grader:str=None, # Match all answers again: words, substring or exact
     seed:int=0, # For shuffles and folds of the controls
     json:str=None, # File to write everything to
     csv:str=None, # File to write the numbers to, one line a run and measure
 ):
     "What changed between runs over the same questions, and is it self-knowledge or a heuristic?"
-    match = lookup(matchers, matcher, 'matcher') if matcher else None
+    match = lookup(matchers, grader, 'grader') if grader else None
     groups = select_files(runs),files_by_name(meta_prompts or []),files_by_name([reversed] if reversed else [])
     for path in filter(None, (json, csv)): check_output_path(path, [p for files in groups for p in files.values()])
     if json and csv and Path(json).resolve()==Path(csv).resolve():

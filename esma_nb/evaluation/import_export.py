@@ -53,7 +53,7 @@ def export(
     run:str, # Folder of a run, or a file of records
     to:str, # Table to write: .csv, .parquet or .jsonl
     name:str=None, # Which records of the run, such as `before`; default: the last
-    matcher:str=None, # Match the answers again: words, substring or exact
+    grader:str=None, # Match the answers again: words, substring or exact
 ):
     "Write the records of a run as a table."
     files = record_files(run)
@@ -61,7 +61,7 @@ def export(
     check_output_path(to, [path])
     records = load_records(path)
     if not records: raise ValueError(f"{path} holds no records")
-    save_table(rematch(records, lookup(matchers, matcher, 'matcher')) if matcher else records, to)
+    save_table(rematch(records, lookup(matchers, grader, 'grader')) if grader else records, to)
     print(f'{len(records)} records of {path} in {to}')
 
 # %% ../../nbs/evaluation/06_import_export.ipynb #1a7df88e
@@ -127,12 +127,12 @@ def import_harness(
     direct:str, # Samples of the task with the questions
     to:str, # File of records to write: .jsonl
     meta:str=None, # Samples of the task with the meta questions
-    matcher:str='words', # Which answers are right: words, substring or exact
+    grader:str='words', # Which answers are right: words, substring or exact
     lang:str='en', # Language of the claims
 ):
     "Convert samples of lm-evaluation-harness to records, which can be scored, compared and reported."
     if not to.endswith('.jsonl'): raise ValueError(f"cannot write {to}: records are .jsonl (esma_nb_export makes other tables of them)")
     check_output_path(to, [direct, meta] if meta else [direct])
-    records = from_harness(direct, meta, lookup(matchers, matcher, 'matcher'), lang)
+    records = from_harness(direct, meta, lookup(matchers, grader, 'grader'), lang)
     save_table(records, to)
     print(f'{len(records)} records in {to}')

@@ -7,15 +7,17 @@ __all__ = ['cardinals', 'ordinals', 'tens', 'scales', 'months', 'number_words', 
            'hiragana', 'katakana', 'southeast', 'indic', 'letter', 'token_pattern', 'no_space_script', 'missing_space',
            'article', 'date', 'common_words', 'prepositions', 'item_number', 'suffix_pattern', 'particle_pattern',
            'long_name', 'name_part', 'negation_pattern', 'negation_words', 'count_words', 'counted_noun',
-           'indefinite_article', 'matchers', 'normalize_text', 'substring_match', 'join_numbers', 'canonical',
-           'normalized_words', 'answer_variants', 'split_alternatives', 'line_key', 'answer_patterns', 'reply_words',
-           'may_follow', 'contains_run', 'long_names', 'initials_pattern', 'contains_negation', 'searchable_part',
-           'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words', 'exact_match', 'f1', 'first_line',
-           'multiline_share']
+           'indefinite_article', 'matchers', 'choice_lead', 'stated_letter', 'number', 'numeric_pattern',
+           'normalize_text', 'substring_match', 'join_numbers', 'canonical', 'normalized_words', 'answer_variants',
+           'split_alternatives', 'line_key', 'answer_patterns', 'reply_words', 'may_follow', 'contains_run',
+           'long_names', 'initials_pattern', 'contains_negation', 'searchable_part', 'contains_answer',
+           'has_indefinite_article', 'word_match', 'squad_words', 'exact_match', 'f1', 'choice_said',
+           'multiple_choice_match', 'last_number', 'numeric_match', 'first_line', 'multiline_share']
 
 # %% ../../nbs/metrics/00_matching.ipynb #9f816347
 import re,unicodedata
 from collections import Counter
+from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from string import punctuation
@@ -299,6 +301,48 @@ def f1(
         if not said or not known: return float(said == known)
         return 2*(said & known).total() / (said.total()+known.total())
     return max((overlap(Counter(squad_words(a))) for a in answers), default=0.)
+
+# %% ../../nbs/metrics/00_matching.ipynb #87729796
+choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|choice|option|is|it|would|be)\b[\s:,*]*)+")
+stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:]|\W*\n)")
+
+def choice_said(reply:str)->str: # Without `The answer is`
+    "What `reply` chooses: its first line that is not empty, without an introduction."
+    said = next((l.strip() for l in reply.splitlines() if l.strip()), '')
+    return (choice_lead.sub('', said) or said).strip()
+
+def multiple_choice_match(
+    reply:str, # Of the model
+    answers:list, # The letter and the text of the right option
+)->bool: # Is it right?
+    "Whether `reply` gives the letter of the right option, or its whole text and no letter."
+    said = choice_said(reply)
+    letters = {a for a in answers if re.fullmatch('[A-Z]', a)}
+    if letters and (m := stated_letter.match(said)): return m[1] in letters
+    return exact_match(said, [a for a in answers if a not in letters])
+
+# %% ../../nbs/metrics/00_matching.ipynb #0e0fa171
+number = r'\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+'
+numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?[$€£]?\s?({number})(?:\s?/\s?(\d+))?(?![\d])\s?(%|percent\b)?')
+
+def last_number(text:str)->tuple: # Its value as a fraction, and whether it is a percentage; `None` where there is no number
+    "The last number of `text`, with its sign, thousands separators, fraction and percent sign."
+    found = [m for m in numeric_pattern.finditer(text.replace('−', '-')) if not m[3] or int(m[3])]
+    if not found: return None
+    sign,value,below,percent = found[-1].groups()
+    return Fraction(value.replace(',', ''))/int(below or 1)*(-1 if sign=='-' else 1), bool(percent)
+
+def numeric_match(
+    reply:str, # Of the model
+    answers:list, # Accepted numbers, as texts
+)->bool: # Is it right?
+    "Whether the last number of `reply` equals one of `answers`; 50 % is also 0.5, and 50 where the answer has no percent sign."
+    said = last_number(reply)
+    if said is None: return False
+    def values(n): return {n[0], n[0]/100} if n[1] else {n[0]}
+    return any(bool(values(said) & values(gold)) for a in answers if (gold := last_number(a)))
+
+matchers |= dict(multiple_choice=multiple_choice_match, numeric=numeric_match)
 
 # %% ../../nbs/metrics/00_matching.ipynb #9a6c40ca
 def first_line(reply:str)->str: # `''` where there is none

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['requirements', 'row_meaning', 'mark', 'corrected', 'flag_meaning', 'main_metrics', 'all_metrics', 'MetaScores',
            'rate_counts', 'compute_metrics', 'label', 'row_title', 'bracket_flagged', 'format_metric', 'dagger_note',
-           'table_notes', 'auroc_first', 'metrics_table']
+           'table_notes', 'auroc_first', 'metrics_table', 'attempt_scores', 'grader_agreement']
 
 # %% ../../nbs/metrics/04_scores.ipynb #11988fad
 from dataclasses import asdict, dataclass
+import numpy as np
 from fastcore.basics import patch
-from .intervals import wilson, z, z95
+from .intervals import as_float, bootstrap, percentile_interval, wilson, z, z95
 from .signal_detection import check_bits, count_cells, claim_scores, clipped, criterion, dprime_interval, flags, loglinear, phi
 from .signal_detection import type2_dprime
 from .calibration import aurc, auroc, brier, confidence_scores, ece, gamma, average_ranks, reliability_bins
@@ -165,3 +166,35 @@ def metrics_table(
     lines = ['| ' + ' | '.join(x.ljust(w) for x,w in zip(line, width)) + ' |' for line in lines]
     lines.insert(1, '|' + '|'.join('-'*(w+2) for w in width) + '|')
     return '\n'.join(lines + [''] + [f'- {note}' for note in table_notes(scores, rows)])
+
+# %% ../../nbs/metrics/04_scores.ipynb #f4b8264d
+def attempt_scores(
+    outcomes:list, # `correct`, `incorrect`, `not attempted` or None (unknown) for each question
+)->dict: # Counts, `accuracy`, `correct_given_attempted` and `f_score`; a rate is None where nothing is counted
+    "Scores of answers that may be declined (SimpleQA, Wei et al. 2024, section 2.3)."
+    counts = {o: outcomes.count(o) for o in ('correct', 'incorrect', 'not attempted')}
+    right,attempted,n = counts['correct'],counts['correct']+counts['incorrect'],sum(counts.values())
+    return dict(counts=counts, unknown=len(outcomes)-n, accuracy=right/n if n else None, accuracy_ci=wilson(right, n),
+        correct_given_attempted=right/attempted if attempted else None, correct_given_attempted_ci=wilson(right, attempted),
+        f_score=2*right/(n+attempted) if n else None)
+
+# %% ../../nbs/metrics/04_scores.ipynb #9121ffb6
+def grader_agreement(
+    a:list, # Is each answer right, by one grader? None where unknown
+    b:list, # By the other
+    draws:int=2000, # Bootstrap draws
+    seed:int=0, # Of the bootstrap
+)->dict: # `n`, `agreement`, `kappa` and `kappa_ci`; None where not defined
+    "Share of equal grades, and Cohen's kappa (1960) with its bootstrap interval, over the answers that both graded."
+    pairs = [(bool(x), bool(y)) for x,y in zip(a, b, strict=True) if x is not None and y is not None]
+    cells = np.array([[pairs.count((i, j)) for j in (True, False)] for i in (True, False)], float)
+    def statistics(w):
+        n = w.sum((-2, -1))
+        same = np.trace(w, axis1=-2, axis2=-1)/n
+        chance = (w.sum(-1)*w.sum(-2)).sum(-1)/n**2
+        with np.errstate(invalid='ignore', divide='ignore'): return dict(kappa=(same-chance)/(1-chance))
+    if not pairs: return dict(n=0, agreement=None, kappa=None, kappa_ci=None)
+    same,kappa = float(np.trace(cells)/len(pairs)),as_float(statistics(cells)['kappa'])
+    if kappa is None: return dict(n=len(pairs), agreement=same, kappa=None, kappa_ci=None)
+    found = bootstrap(statistics, cells, draws, seed)['kappa']
+    return dict(n=len(pairs), agreement=same, kappa=kappa, kappa_ci=percentile_interval(found[~np.isnan(found)], kappa))
