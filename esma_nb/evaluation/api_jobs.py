@@ -65,27 +65,25 @@ def evaluate_api(
     todo,paid = remaining_rows(path, rows)
     remote.deadline,reserved = monotonic() + 60*max_minutes,{}
     spent = sum(cost(price, l) for l in [*paid.values(), *(l['billed'] for l in read_lines(path))])
-    def prompts_of(row): return row_prompts(claim, row, signals)
     def affordable():
         for row in todo:
-            max_row_cost = cost(price, max_token_usage([*prompts_of(row), *signal_prompts_of(claim, row, signals)], remote.max_reasoning_tokens))
+            max_row_cost = cost(price, max_token_usage([*row_prompts(claim, row, signals), *signal_prompts_of(claim, row, signals)], remote.max_reasoning_tokens))
             if monotonic()>remote.deadline or spent+sum(reserved.values())+max_row_cost>max_cost: return
             reserved[row['question_id']] = max_row_cost
             yield row
     async def evaluate_row(client, row):
         nonlocal spent
         began,qid = perf_counter(),row['question_id']
-        replies = await gather_or_cancel([remote.complete(client, p) for p in prompts_of(row)])
+        replies = await gather_or_cancel([remote.complete(client, p) for p in row_prompts(claim, row, signals)])
         seconds,asked = perf_counter()-began,[] if replies[0].failed else signal_prompts_of(claim, row, signals, replies[0].text)
         more = await gather_or_cancel([remote.complete(client, p) for p in asked])
         graded = signal_scores(signals['names'], replies[0], more, row['question']) if signals else None
         new = record(row, claim, match, *replies, seconds=seconds, signals=graded)
         replies = [*replies, *more]
-        cost_now = [sum(r.prompt_tokens for r in replies),sum(r.n_tokens for r in replies)]
-        *before,tries = paid.get(qid, (0, 0, 0))
+        cost_now,(*before,tries) = [sum(r.prompt_tokens for r in replies),sum(r.n_tokens for r in replies)],paid.get(qid, (0, 0, 0))
         billed = [a+b for a,b in zip(cost_now, before)]
-        served = next((r.model for r in replies if r.model), None)
-        append_lines(path, [asdict(new) | dict(served_by=served, billed=billed, tries=tries+sum(r.tries for r in replies))])
+        facts = dict(served_by=next((r.model for r in replies if r.model), None), billed=billed, tries=tries+sum(r.tries for r in replies))
+        append_lines(path, [asdict(new) | facts])
         spent += cost(price, cost_now)
         del reserved[qid]
         progress(new, spent)
