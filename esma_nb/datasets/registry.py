@@ -121,7 +121,8 @@ dataset_specs = {s.name: s for s in (
         roles=split_column))}
 letter_prompt = '{question}\nReply with the letter of the right option.'
 dataset_specs |= {s.name: s for s in (
-    DatasetSpec('popqa', popqa_row, ('id', 'question', 'possible_answers'), dict(validation='test'), 'akariasai/PopQA'),
+    DatasetSpec('popqa', popqa_row, ('id', 'question', 'possible_answers'), dict(validation='test'), 'akariasai/PopQA',
+        '098765c79ea10a2cb19c828324e33281b8336ec0'),
     DatasetSpec('entity_questions', plain_row, ('question', 'answers'), dict(train='train', validation='dev'),
         'https://nlp.cs.princeton.edu/projects/entity-questions/dataset.zip'),
     DatasetSpec('simpleqa', simpleqa_row, ('problem', 'answer'), dict(validation='test'),
@@ -133,7 +134,7 @@ dataset_specs |= {s.name: s for s in (
     DatasetSpec('mmlu', mmlu_row, ('question', 'choices', 'answer'), dict(train='auxiliary_train', validation='test'), 'cais/mmlu',
         config='all', grader='multiple_choice', prompt=letter_prompt),
     DatasetSpec('mmlu_pro', mmlu_pro_row, ('question_id', 'question', 'options', 'answer_index'), dict(validation='test'),
-        'TIGER-Lab/MMLU-Pro', grader='multiple_choice', prompt=letter_prompt),
+        'TIGER-Lab/MMLU-Pro', 'b77a137ee00f13c3c69ac7fb50a7e44a161323ec', grader='multiple_choice', prompt=letter_prompt),
     *(DatasetSpec(f'arc_{level.lower()}', labelled_row, ('id', 'question', 'choices', 'answerKey'), dict(train='train', validation='test'),
         'allenai/ai2_arc', config=f'ARC-{level}', grader='multiple_choice', prompt=letter_prompt) for level in ('Challenge', 'Easy')),
     DatasetSpec('commonsense_qa', labelled_row, ('id', 'question', 'choices', 'answerKey'), both_splits, 'tau/commonsense_qa',

@@ -171,7 +171,7 @@ def metrics_table(
 def attempt_scores(
     outcomes:list, # `correct`, `incorrect`, `not attempted` or None (unknown) for each question
 )->dict: # Counts, `accuracy`, `correct_given_attempted` and `f_score`; a rate is None where nothing is counted
-    "Scores of answers that may be declined (SimpleQA, Wei et al. 2024, section 2.3)."
+    "Scores of answers that may be declined (SimpleQA, Wei et al. 2024)."
     counts = {o: outcomes.count(o) for o in ('correct', 'incorrect', 'not attempted')}
     right,attempted,n = counts['correct'],counts['correct']+counts['incorrect'],sum(counts.values())
     return dict(counts=counts, unknown=len(outcomes)-n, accuracy=right/n if n else None, accuracy_ci=wilson(right, n),
