@@ -79,7 +79,9 @@ def test_evaluation(tmp_path):
 
 @pytest.mark.parametrize('args,message', [
     (['--tensor_parallel_size', 3], 'attention heads cannot be divided'), (['--device', 'map'], 'for --engine hf'),
-    (['--model', 'smollm2'], 'Save it as a folder first')])
+    (['--model', 'quantized.gguf'], 'Save it as a folder first')])
 def test_one_line(args, message, tmp_path):
+    (tmp_path/'quantized.gguf').write_bytes(b'GGUF')
+    args = [tmp_path/a if a=='quantized.gguf' else a for a in args]
     p = run('evaluation.evaluate', '--engine', 'vllm', '--num_samples', 4, *args, '--output_dir', tmp_path/'out', ok=False)
     assert p.returncode==2 and message in p.stderr.strip().splitlines()[-1] and not (tmp_path/'out').exists(), p.stderr[-2000:]
