@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 # %% ../../nbs/engines/07_vllm.ipynb #b54928e7
-known_versions = '0.32', '0.33' # Versions whose internals this module was tried with
+known_versions = '0.32', '0.33' # 0.32 was run, on a CPU; 0.33 is the release for CUDA, and was not
 settings = dict(VLLM_ENABLE_V1_MULTIPROCESSING='0', VLLM_NO_USAGE_STATS='1', VLLM_LOGGING_LEVEL='ERROR',
     VLLM_CPU_OMP_THREADS_BIND='nobind', VLLM_CPU_KVCACHE_SPACE='1', OMP_WAIT_POLICY='PASSIVE')
 
@@ -28,7 +28,7 @@ def import_vllm(): # The module
         "pip install 'esma_nb[vllm]' for CUDA, as on the page large_models; without it use --engine hf")
     prepare_environment()
     import vllm
-    if not vllm.__version__.startswith(known_versions): raise ImportError(f"vLLM {vllm.__version__} is not a version that esma_nb was tried with: "
+    if not vllm.__version__.startswith(known_versions): raise ImportError(f"vLLM {vllm.__version__} is not supported: "
         f"install {' or '.join(known_versions)}, as on the page large_models")
     return vllm
 

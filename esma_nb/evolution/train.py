@@ -83,8 +83,9 @@ may_change = ('num_iterations', 'parallel_members', 'batch_size', 'evaluate_inte
     'noise_cache_gb', 'device', 'gpu_memory_utilization', 'update', 'metric_for_best_model', 'early_stopping_patience', 'max_hours', 'log_with', 'push_to_hub')
 
 def changeable(args:dict)->tuple: # Names of arguments that may differ when a run is resumed
-    "In float32 every engine gives the same replies, so a run may go on with another one."
-    return may_change + (('engine', 'tensor_parallel_size', 'enforce_eager') if args['dtype']=='float32' else ())
+    "In float32, with greedy decoding, every engine gives the same replies, so a run may go on with another one."
+    is_same = args['dtype']=='float32' and resolve_protocol(args['preset'])['decoding']=='greedy'
+    return may_change + (('engine', 'tensor_parallel_size', 'enforce_eager') if is_same else ())
 
 def prepare(args:dict, out:Path, group, log, dry_run=False): # A `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on one question, and only then create its folder."

@@ -210,9 +210,10 @@ def forgetting(self:ESTrainer)->dict: # By question set a dict from measure to `
     "What changed on the other question sets, paired by question."
     from esma_nb.evaluation.paired import differences,join_records
     def compared(folder):
-        rows,_ = join_records({k: load_records(folder/f'{k}.jsonl') for k in ('before', 'after')})
+        try: rows,_ = join_records({k: load_records(folder/f'{k}.jsonl') for k in ('before', 'after')})
+        except ValueError: return None # Every question failed before or after
         return {k: asdict(d) for k,d in differences(*map(columns, rows.values())).items()}
-    return {name: compared(self.out/'also'/name) for name in self.also or {}}
+    return {name: found for name in self.also or {} if (found := compared(self.out/'also'/name))}
 
 def score_line(s:MetaScores)->str: # A line for the terminal
     def n(x): return '-' if x is None else f'{x:.2f}'

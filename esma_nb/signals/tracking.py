@@ -9,6 +9,7 @@ __all__ = ['Tracking', 'normal_scores', 'hc3', 'tracking', 'tracking_verdict']
 from dataclasses import dataclass
 from statistics import NormalDist
 import numpy as np
+from ..metrics.calibration import average_ranks
 
 # %% ../../nbs/signals/03_tracking.ipynb #5be63d2d
 @dataclass
@@ -23,11 +24,7 @@ class Tracking:
 
 def normal_scores(x)->np.ndarray: # `(rows,)`, ties share their mean rank
     "Ranks of `x`, mapped to a standard normal distribution (van der Waerden)."
-    order = np.argsort(x, kind='stable')
-    ranks = np.empty(len(x))
-    ranks[order] = np.arange(1, len(x)+1)
-    for v in np.unique(x): ranks[x==v] = ranks[x==v].mean()
-    return np.array([NormalDist().inv_cdf(r/(len(x)+1)) for r in ranks])
+    return np.array([NormalDist().inv_cdf(r/(len(x)+1)) for r in average_ranks(x)])
 
 def hc3(x, y)->tuple: # Coefficients, and their covariance
     "Least squares with the HC3 covariance."
