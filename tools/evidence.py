@@ -1,0 +1,59 @@
+"""The runs of runs/PLAN.md, made one after the other and resumed where they stopped; what stays is in runs/evidence, without the words of the questions.
+
+    ESMA_NB_DATA=data python tools/evidence.py run OUT [HOURS] [NAME...]    make what is missing of the runs whose names begin with one of NAME (all)
+"""
+import os,subprocess,sys,time
+from pathlib import Path
+from bare_records import strip
+from half_known import half_known
+from esma_nb.core.runs import append_lines,atomic_write,read_json
+from esma_nb.datasets.registry import load_rows
+from esma_nb.evaluation.records import load_records
+
+home = Path(__file__).parents[1]/'runs'
+seeds,sets = (1, 2, 3),('trivia_qa', 'nq_open', 'web_questions')
+es = '--num_val_samples 240 --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 40 --model_save_interval 5'
+arms = { # Name: start, and the command from there
+    'auroc': ('smollm2', f'train {es} --reward_type auroc'),
+    'sft-meta': ('smollm2', 'sft_meta --num_val_samples 240 --num_epochs 1 --learning_rate 2e-6 --model_save_interval 100'),
+    'balanced': ('sft-meta-{seed}', f'train {es} --reward_type balanced'),
+    'auroc-rademacher': ('smollm2', f'train {es} --reward_type auroc --noise rademacher')}
+ways = {'esma': 'train', 'lowrank': 'train --perturbation lowrank', 'rademacher': 'train --noise rademacher',
+    'momentum': 'train --optimizer momentum --alpha .0043', 'adam': 'train --optimizer adam --alpha .0048', 'sft-meta': 'sft_meta'}
+
+def pool(out:Path, data:Path)->Path: # The questions of PLAN.md, with their words from the data
+    path = out/'half_known.jsonl'
+    if not path.exists():
+        words = {r['question_id']: r for r in load_rows('trivia_qa', split='train', data_dir=data/'trivia_qa')[0]}
+        records = load_records(home/'smollm2'/'pass'/'records'/'meta.jsonl')
+        for r in records: r.question,r.answers = (words[r.question_id][k] for k in ('question', 'answers'))
+        with atomic_write(path) as draft: append_lines(draft, half_known(records))
+    return path
+
+def evaluations(name:str, model:str, data:Path): # (name, command) of the three sets
+    for s in sets: yield f'{name}-{s}',f'eval --model {model} --dtype bfloat16 --dataset {s} --data_dir {data/s} --num_samples 1000'
+
+def planned(out:Path, data:Path): # Names and commands, in the order of the plan
+    yield from evaluations('base', 'smollm2', data)
+    for arm,(start,command) in arms.items():
+        for seed in seeds:
+            model,run = start.format(seed=seed),f'{arm}-{seed}'
+            if model!='smollm2': model = f'{model}/model'
+            yield run,f'{command} --model {model} --dataset {pool(out, data).name} --seed {seed}'
+            yield from evaluations(run, f'{run}/model', data)
+    for seed in range(10):
+        for way,command in ways.items():
+            often = f"--evaluate_interval {2 if command.startswith('train') else 64}"
+            yield f'demo-{way}-{seed}',f'{command} --model demo --seed {seed} {often}'
+
+def run(out:str, hours:str='1e9', *names):
+    out,end = Path(out).resolve(),time.time()+3600*float(hours)
+    for name,command in planned(out, Path(os.environ['ESMA_NB_DATA']).resolve()):
+        if names and not name.startswith(names) or (home/'evidence'/name/'summary.json').exists(): continue
+        if time.time()>end: return print(f'{name}: no time left')
+        command = f'esma_nb_{command} --output_dir {name}'
+        print(command, flush=True)
+        subprocess.run(command.split(), cwd=out, check=True)
+        strip(out/name, home/'evidence'/name)
+
+if __name__=='__main__': dict(run=run)[sys.argv[1]](*sys.argv[2:])
