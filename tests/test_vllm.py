@@ -31,9 +31,10 @@ def same_run(a, b):
 
 def vllm(*more): return ['--engine', 'vllm', '--enforce_eager', *SMALL, *more]
 
-def test_the_page():
+@pytest.mark.parametrize('page', ['07_vllm', '08_lora'])
+def test_the_pages(page):
     from nbdev.test import test_nb as run_nb
-    ok,_ = run_nb(ROOT/'nbs'/'engines'/'07_vllm.ipynb', skip_flags=['slow', 'gpu', 'net'], force_flags=['vllm'], basepath=ROOT)
+    ok,_ = run_nb(ROOT/'nbs'/'engines'/f'{page}.ipynb', skip_flags=['slow', 'gpu', 'net'], force_flags=['vllm'], basepath=ROOT)
     assert ok
 
 def test_killed_and_resumed(hf, tmp_path):
@@ -52,9 +53,11 @@ def test_processes(hf, tmp_path, processes, shared):
     same_run(tmp_path/'run', hf)
 
 def test_members_of_low_rank(tmp_path):
-    small = [*[1 if a=='3' else a for a in SMALL], '--perturbation', 'lowrank']
-    for engine in ('hf', 'vllm'): run('evolution.train', '--engine', engine, '--enforce_eager', *small, '--output_dir', tmp_path/engine)
-    same_run(tmp_path/'hf', tmp_path/'vllm')
+    small = [*SMALL, '--perturbation', 'lowrank']
+    for engine,more in (('hf', {}), ('vllm', {}), ('divided', dict(processes=2))):
+        args = ['--engine', 'hf' if engine=='hf' else 'vllm', '--enforce_eager', '--tensor_parallel_size', 2 if more else 1]
+        run('evolution.train', *args, *small, '--output_dir', tmp_path/engine, **more)
+        same_run(tmp_path/'hf', tmp_path/engine)
 
 def test_a_sweep(hf, tmp_path):
     for engine in ('hf', 'vllm'): run('patching.sweep', 'demo', hf, '--p', 10, '--rules', 'top', '--num_samples', 30, '--dtype', 'float32',

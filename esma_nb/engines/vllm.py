@@ -171,6 +171,7 @@ def generate_tokens(
     options, # From a row of token ids to a dict for `vllm.SamplingParams`
     wanted:list, # Token ids for each row whose log-probabilities are needed; may be empty
     extend_limit=lambda i, reply: 0, # From a row at its limit, and its reply, to a new limit
+    adapters:list=None, # A LoRA adapter of vLLM for each row
 )->tuple: # `(replies, logprobs)`: token ids, and for each token a dict of log-probabilities by id
     "Generate tokens for every row until it ends or reaches its limit."
     from vllm import SamplingParams
@@ -178,7 +179,8 @@ def generate_tokens(
     while todo:
         texts = [rows[i]+replies[i] for i in todo]
         params = [SamplingParams(max_tokens=reply_limits[i]-len(replies[i]), detokenize=False, logprob_token_ids=wanted[i] or None, **options(t)) for i,t in zip(todo, texts)]
-        outputs = [o.outputs[0] for o in llm.generate([dict(prompt_token_ids=t) for t in texts], params, use_tqdm=False)]
+        lora = [adapters[i] for i in todo] if adapters else None
+        outputs = [o.outputs[0] for o in llm.generate([dict(prompt_token_ids=t) for t in texts], params, lora_request=lora, use_tqdm=False)]
         for i,o in zip(todo, outputs):
             replies[i] += o.token_ids
             logprobs[i] += [{k: v.logprob for k,v in at.items()} for at in o.logprobs or []]
@@ -206,28 +208,30 @@ def vllm_engine(
     enable_thinking:bool=False, # Let a reasoning model reason before it answers
     max_reasoning_tokens:int=0, # Most tokens of reasoning, on top of the limit of the answer
     warn=lambda line: None, # Called once if the model reasons although `enable_thinking` is off
-): # A function from a list of `Prompt` to a list of `Completion`
+): # A function from a list of `Prompt`, and perhaps a LoRA adapter for each, to a list of `Completion`
     "Make a function that generates replies to prompts with vLLM; the contract of `hf_engine`."
     from esma_nb.engines.hf import cached_encoder,end_tokens,unexpected_reasoning
     ends,warned = sorted(end_tokens(model)-{None}),[]
     context = llm.llm_engine.model_config.max_model_len
     encode_cached = cached_encoder(model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens, context)
     def decoding(row): return dict(options(row) if options else dict(temperature=0.), stop_token_ids=ends)
-    def generate(prompts):
+    needs_adapters = llm.llm_engine.vllm_config.lora_config is not None
+    def generate(prompts, adapters=None):
+        if needs_adapters and not adapters: raise ValueError('vLLM was started for adapters: generate with lora_engine')
         if any(p.temperature for p in prompts): raise ValueError('vllm_engine samples no single prompts: use hf_engine')
-        completions = complete_prompts(llm, model, tokenizer, prompts, *encode_cached(prompts), decoding, max_reasoning_tokens)
+        completions = complete_prompts(llm, model, tokenizer, prompts, *encode_cached(prompts), decoding, max_reasoning_tokens, adapters)
         line = not enable_thinking and not warned and unexpected_reasoning(completions)
         if line: warned.append(line), warn(line)
         return completions
     return generate
 
-def complete_prompts(llm, model, tokenizer, prompts, encoded, words, options, max_reasoning_tokens): # Part of `vllm_engine`
+def complete_prompts(llm, model, tokenizer, prompts, encoded, words, options, max_reasoning_tokens, adapters): # Part of `vllm_engine`
     from esma_nb.engines.decoding import decode_reply,reply_limit
     from esma_nb.engines.hf import make_completion
     (rows,truncated,opened),reply_limits = zip(*encoded),[p.max_new_tokens for p in prompts]
     wanted = [sum(words[p.lang], []) if p.lang and all(words[p.lang]) else [] for p in prompts]
     def extend_limit(i, reply): return reply_limit(tokenizer, reply, opened[i], reply_limits[i], max_reasoning_tokens)
-    ids,logprobs = generate_tokens(llm, rows, reply_limits, options, wanted, extend_limit)
+    ids,logprobs = generate_tokens(llm, rows, reply_limits, options, wanted, extend_limit, adapters)
     parts = [decode_reply(tokenizer, *x) for x in zip(ids, opened, reply_limits)]
     completions = [make_completion(*x, model) for x in zip(parts, ids, reply_limits, truncated)]
     for p,c,(*_,start),at,asked in zip(prompts, completions, parts, logprobs, wanted):

@@ -133,9 +133,11 @@ def load(args:dict, group): # `(model, tokenizer)`
 
 def start_engine(args:dict): # A `vllm.LLM`; its processes are those of torchrun
     from esma_nb.engines.models import compute_dtype,pick_device
+    from esma_nb.engines.lora import lora_options
     from esma_nb.engines.vllm import launch_vllm
-    launcher = dict(distributed_executor_backend='external_launcher') if args['tensor_parallel_size']>1 else {}
-    return launch_vllm(args, compute_dtype(args['dtype'], pick_device('auto')), master=True, **launcher)[0]
+    options = dict(distributed_executor_backend='external_launcher') if args['tensor_parallel_size']>1 else {}
+    if args['perturbation']=='lowrank': options |= lora_options(args['rank'], max(2, 2*args['batch_size']//args['num_data_per_iteration']))
+    return launch_vllm(args, compute_dtype(args['dtype'], pick_device('auto')), master=True, **options)[0]
 
 # %% ../../nbs/evolution/08_train.ipynb #b848ab76
 def describe_run(args:dict)->str: # The first line of a run

@@ -168,11 +168,17 @@ def vllm_sink(self:ESTrainer)->dict: # Arguments of `MasterWeights`; empty witho
 
 @patch
 def set_up_vllm(self:ESTrainer):
-    "Evaluate members with vLLM, one at a time: it holds one model, and fills the device with the prompts of one member."
+    "Evaluate members with vLLM: one at a time, each filling the device with its prompts, or low-rank ones together, as adapters."
+    from esma_nb.engines.lora import base_engine,lora_engine
     from esma_nb.engines.vllm import vllm_engine
+    from esma_nb.evolution.lowrank import lowrank_factors
     a = self.args
     self.generate = vllm_engine(self.llm, self.model, self.tokenizer, a['max_input_length'], self.sample_token,
         a['enable_thinking'], a['max_reasoning_tokens'], self.log)
+    if a['perturbation']=='lowrank':
+        def factors(key, n, w): return lowrank_factors(key, n, w.shape, a['rank'], w.device)
+        self.lowrank_generate = lora_engine(self.generate, self.model, self.master.weights, factors)
+        self.generate = base_engine(self.lowrank_generate)
     self.replicas = [(self.master, self.generate)]
 
 # %% ../../nbs/evolution/07_trainer.ipynb #ee2f3cbd
@@ -257,7 +263,7 @@ def replica_options(self:ESTrainer, batch)->dict: # Arguments of `es_iteration`
     fits = cache_bytes>=len(replicas)*sum(w.nbytes for w in self.master.weights.values())
     whole,in_chunks = noises[self.args.get('noise', 'gaussian')]
     noise = cached_noise(whole, cache_bytes) if fits else in_chunks
-    for m,_ in replicas: m.noise = m.noise if m.total else noise # `total` belongs to noise of low rank
+    for m,_ in replicas: m.noise = noise
     return dict(score=[(m, partial(self.evaluate_member, generate, batch)) for m,generate in replicas], evaluate=evaluate_parallel)
 
 @patch
