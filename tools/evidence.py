@@ -1,14 +1,18 @@
 """The runs of runs/PLAN.md, made one after the other and resumed where they stopped; what stays is in runs/evidence, without the words of the questions.
 
     ESMA_NB_DATA=data python tools/evidence.py run OUT [HOURS] [NAME...]    make what is missing of the runs whose names begin with one of NAME (all)
+    python tools/evidence.py tables                                         the outcomes that the plan names, of the runs that are there
 """
 import os,subprocess,sys,time
 from pathlib import Path
 from bare_records import strip
 from half_known import half_known
-from esma_nb.core.runs import append_lines,atomic_write,read_json
+from dataclasses import replace
+from esma_nb.core.runs import append_lines,atomic_write
 from esma_nb.datasets.registry import load_rows
-from esma_nb.evaluation.records import load_records
+from esma_nb.evaluation.paired import join_records,pooled_difference
+from esma_nb.evaluation.recalibration import best_threshold
+from esma_nb.evaluation.records import columns,load_records
 
 home = Path(__file__).parents[1]/'runs'
 seeds,sets = (1, 2, 3),('trivia_qa', 'nq_open', 'web_questions')
@@ -56,4 +60,33 @@ def run(out:str, hours:str='1e9', *names):
         subprocess.run(command.split(), cwd=out, check=True)
         strip(out/name, home/'evidence'/name)
 
-if __name__=='__main__': dict(run=run)[sys.argv[1]](*sys.argv[2:])
+def records(name): return load_records(home/'evidence'/name/'records'/'meta.jsonl')
+def complete(arm): return [s for s in seeds if all((home/'evidence'/f'{arm}-{s}-{q}'/'summary.json').exists() for q in sets)]
+
+def with_line(rows:list)->list: # Claims from the threshold that the plan fits on `pass`
+    fitted = [r for r in load_records(home/'smollm2'/'pass'/'records'/'meta.jsonl') if r.log_odds is not None]
+    line = best_threshold([r.correct for r in fitted], [r.log_odds for r in fitted])
+    return [replace(r, yes=r.log_odds>line, unparsed=False) for r in rows]
+
+def outcome(arm:str, measure:str, confidence:float=.95, threshold=False, questions=sets): # A `PooledDifference` against base; with a threshold, its claims are base's
+    def joined(s):
+        base = records(f'base-{s}')
+        rows,_ = join_records(dict(base=with_line(base) if threshold else base) | {seed: records(f'{arm}-{seed}-{s}') for seed in complete(arm)})
+        return [columns(r) for r in rows.values()]
+    first,*others = zip(*map(joined, questions))
+    return pooled_difference(list(first), [list(o) for o in others], measure, confidence)
+
+outcomes = { # Name: measure, and whether base's claims come from a threshold
+    'AUROC': ('auroc', False), 'd′ of words, less d′ of the threshold': ('d_prime_loglinear', True), 'accuracy': ('accuracy', False), 'says yes': ('yes_rate', False)}
+
+def shown(d): return f'{d.mean:+.3f} [{d.ci[0]:+.3f}, {d.ci[1]:+.3f}]'
+
+def tables():
+    print('| arm | seeds | outcome | 95 % interval | 99.4 % interval | each seed |\n|---|---|---|---|---|---|')
+    for arm in arms:
+        if len(complete(arm))<2: continue
+        for name,(measure,threshold) in outcomes.items():
+            d,wide = (outcome(arm, measure, c, threshold) for c in (.95, 1-.05/8))
+            print(f"| {arm} | {len(d.each)} | {name} | {shown(d)} | {shown(wide).split(' ', 1)[1]} | {' '.join(f'{x:+.3f}' for x in d.each)} |")
+
+if __name__=='__main__': dict(run=run, tables=tables)[sys.argv[1]](*sys.argv[2:])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['measures', 'index_by_id', 'join_records', 'check_same_question', 'rate_influence', 'dprime_influence',
-           'auroc_influence', 'influences', 'Difference', 'differences', 'difference', 'mcnemar']
+           'auroc_influence', 'influences', 'Difference', 'differences', 'difference', 'PooledDifference',
+           'seed_covariance', 'pooled_difference', 'mcnemar']
 
 # %% ../../nbs/evaluation/03_paired.ipynb #b7959bc0
 from dataclasses import dataclass,field
@@ -124,6 +125,43 @@ def difference(name:str, first:tuple, second:tuple)->Difference: # From what `in
     a,b = as_float(a),as_float(b)
     if a is not None and b is not None: return Difference(a, b, b-a, [float(b-a-half), float(b-a+half)])
     return Difference(a, b, reason=f"{label(name)} needs {requirements.get(name, 'right and wrong answers with readable claims')}")
+
+# %% ../../nbs/evaluation/03_paired.ipynb #848d4097
+@dataclass
+class PooledDifference:
+    "The mean difference over seeds, and how much the seeds differ."
+    mean:float # Over seeds and question sets
+    ci:list # Its interval
+    each:list # The difference of every seed, mean over the sets
+    between:float # Standard deviation of `each`
+
+def seed_covariance(measure, first, seconds)->tuple: # Differences of the seeds on one set, (seeds,), and their covariance over questions, (seeds, seeds)
+    if lengths := {len(rows['correct']) for rows in seconds}-{len(first['correct'])}:
+        raise ValueError(f"{len(first['correct'])} rows and {max(lengths)}: join the runs first")
+    (a,p,v),found = influences(first)[measure],[influences(rows)[measure] for rows in seconds]
+    q,shared = np.array([q for _,q,_ in found]),np.array([p@q for _,q,_ in found])
+    cov = v + q@q.T - shared[:, None] - shared
+    np.fill_diagonal(cov, [max(0., v+w-2*x) for (_,_,w),x in zip(found, shared)])
+    return np.array([b-a for b,_,_ in found]),cov
+
+def pooled_difference(
+    first:list, # For each question set the `columns` of the first run
+    seconds:list, # For each seed a list like `first`, over the same questions in the same order
+    measure:str='auroc', # One of `measures`
+    confidence:float=.95, # Of the interval, between 0 and 1
+)->PooledDifference:
+    "Pool the paired differences of runs with several seeds: mean over seeds and sets, with a random effect for the seed."
+    from scipy.stats import t
+    n,k = len(seconds),len(first)
+    if n<2: raise ValueError(f"{n} seed: the variance between seeds needs 2 or more")
+    by_set = [seed_covariance(measure, rows, [s[i] for s in seconds]) for i,rows in enumerate(first)]
+    each,cov = sum(d for d,_ in by_set)/k,sum(c for _,c in by_set)/k**2
+    if np.isnan(each).any(): raise ValueError(f"{label(measure)} is not defined in every run: {requirements.get(measure, 'right and wrong answers with readable claims')}")
+    seeds = each.var(ddof=1)/n
+    variance = cov.mean() + seeds
+    df = (n-1)*(variance/seeds)**2 if seeds else np.inf
+    half = t.ppf((1+confidence)/2, df)*variance**.5
+    return PooledDifference(float(each.mean()), [float(each.mean()-half), float(each.mean()+half)], each.tolist(), float(each.std(ddof=1)))
 
 # %% ../../nbs/evaluation/03_paired.ipynb #7fc52ce8
 def mcnemar(
