@@ -3,7 +3,8 @@ import json, os, subprocess, sys
 from pathlib import Path
 import pytest
 from esma_nb.metrics.matching import word_match
-from esma_nb.datasets.registry import load_rows, mkqa_langs, load_train_val
+from esma_nb.datasets.question_sets import mkqa_langs
+from esma_nb.datasets.registry import load_rows, load_train_val
 from esma_nb.datasets.rows import normalize_question
 
 data = os.environ.get('ESMA_NB_DATA')

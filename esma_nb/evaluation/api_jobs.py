@@ -17,7 +17,8 @@ from time import monotonic,perf_counter
 from ..metrics.matching import matchers
 from ..core.cli import command
 from ..core.runs import append_lines,lock_run,read_json,read_lines,atomic_write,write_json
-from ..datasets.registry import load_rows,default_grader
+from ..datasets.question_sets import default_grader
+from ..datasets.registry import load_rows
 from ..api.chat_completions import max_token_usage,cost,parse_price
 from ..api.client import APIEngine,parse_base_url,gather_or_cancel
 from ..signals.elicit import signal_prompts,signal_scores

@@ -16,7 +16,8 @@ from ..metrics.matching import matchers,word_match
 from ..core.cli import command
 from ..core.runs import append_lines,atomic_write,lock_run,open_run,read_json,read_lines,write_json
 from ..prompts.elicitation import Claim
-from ..datasets.registry import load_rows,default_grader
+from ..datasets.question_sets import default_grader
+from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..signals.elicit import ask_signals,check_signals
 from .records import failures,grades_summary,records_summary,load_records,outcome_of,record,record_files,regrade,scores,signals_table

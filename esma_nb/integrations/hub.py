@@ -15,7 +15,7 @@ from ..evaluation.compare import forgetting_table
 from ..metrics.scores import MetaScores,format_metric,metrics_table
 from ..core.cli import make_parser
 from ..core.runs import read_json,redact_args,atomic_write
-from ..datasets.registry import dataset_specs
+from ..datasets.question_sets import dataset_specs
 
 # %% ../../nbs/integrations/00_hub.ipynb #0b1781ff
 def repeat_command(
