@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['evaluate', 'is_record_of', 'evaluate_into', 'print_scores', 'grade', 'open_judge', 'judge_run', 'open_evaluation',
-           'close_evaluation', 'signal_options', 'with_progress', 'local_model', 'vllm_model', 'eval_model', 'score']
+           'close_evaluation', 'with_progress', 'local_model', 'vllm_model', 'EvaluationPlan', 'plan_evaluation',
+           'eval_model', 'score']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #16a7af70
-from dataclasses import asdict,replace
+from dataclasses import asdict,dataclass,replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from typing import Callable
+from fastcore.meta import delegates
 from ..metrics.matching import matchers,word_match
 from ..core.cli import command
 from ..core.runs import append_lines,atomic_write,lock_run,open_run,read_json,read_lines,write_json
@@ -87,21 +90,28 @@ def grade(records, grader:str, was:str, judge=None)->list: # `judge`: from cases
     else: found = (outcome_of(graders[grader](r.direct_output, r.answers)) for r in records if not r.failed)
     return regrade(records, was, grader, [None if r.failed else next(found) for r in records])
 
-def open_judge(run, grader:str, model:str, base_url:str, key_env:str, price:str=None): # None, unless `grader` is `judge`
-    "The judge of a run: from cases to outcomes, cached in `judgements.jsonl` of the run's folder; prints its bill."
+def open_judge(
+    run, # Folder of the run, or a file of its records
+    grader, # Only judge has a judge
+    judge_model:str=None, # For grader judge: its model's name on the server
+    judge_url:str='https://api.openai.com/v1', # For grader judge: its server
+    judge_key_env:str='OPENAI_API_KEY', # For grader judge: environment variable with its API key; `none` to send no key
+    judge_price:str=None, # For grader judge: dollars per million tokens in and out
+): # From cases to outcomes; None, unless `grader` is judge
+    "The judge of a run, whose judgements are cached in `judgements.jsonl` of the run's folder; it prints its bill."
     if grader!='judge':
-        if model: raise ValueError(f"--judge_model {model} needs --grader judge")
+        if judge_model: raise ValueError(f"--judge_model {judge_model} needs --grader judge")
         return None
-    if not model: raise ValueError('which judge? Name its model with --judge_model, and its server with --judge_url')
+    if not judge_model: raise ValueError('which judge? Name its model with --judge_model, and its server with --judge_url')
     from esma_nb.api.client import APIEngine
     from esma_nb.api.judge import judge,judge_bill,judge_prompt
     from esma_nb.api.chat_completions import parse_price
     from esma_nb.evaluation.api_jobs import api_key_from
-    rate,run = parse_price(price, model),Path(run)
+    rate,run = parse_price(judge_price, judge_model),Path(run)
     path = (run if run.is_dir() or not run.suffix else run.parent)/'judgements.jsonl'
-    remote = APIEngine(model, base_url, api_key_from(key_env, base_url))
+    remote = APIEngine(judge_model, judge_url, api_key_from(judge_key_env, judge_url))
     def judge_cases(cases):
-        print(f'judge {model} is asked:\n{judge_prompt}\n')
+        print(f'judge {judge_model} is asked:\n{judge_prompt}\n')
         try: return judge(path, remote, cases, rate)
         finally: print('judge: {judgements} judgements ({unreadable} unreadable), {failed} failed; {requests:,} requests, {prompt_tokens:,} tokens in, {completion_tokens:,} out, ${dollars}'.format(**judge_bill(path, rate)))
     return judge_cases
@@ -112,22 +122,13 @@ def judge_run(path, judge): # Grade the records of a finished run, and write the
     with atomic_write(path) as draft: append_lines(draft, lines)
     return records
 
-def open_evaluation(out, args, counts, protocol, **about): # Open the run's folder, and print what it will hold
-    open_run(out, args, counts=counts, protocol=protocol, **about)
-    print(f"{args['dataset']}: {describe(counts)}; records in {out}")
+def open_evaluation(out, args, plan, **about): # Open the run's folder, and print what it will hold
+    open_run(out, args, counts=plan.counts, protocol=plan.protocol, **about)
+    print(f"{args['dataset']}: {describe(plan.counts)}; records in {out}")
 
-def close_evaluation(out, result, counts, protocol): # Write `summary.json`, and print the scores
-    write_json(out/'summary.json', result | dict(counts=counts, protocol=protocol))
+def close_evaluation(out, result, plan): # Write `summary.json`, and print the scores
+    write_json(out/'summary.json', result | dict(counts=plan.counts, protocol=plan.protocol))
     print_scores(out)
-
-def signal_options(args, rows)->dict: # For `ask_signals`, or None; without signals their options leave `args`
-    options = {k: args[k] for k in ('samples', 'temperature')}
-    if not args['signals']:
-        for k in ('signals', *options): del args[k]
-        return None
-    check_signals(args['signals'], options['samples'], rows, options['temperature'])
-    if args.get('engine')=='vllm': raise ValueError('--signals needs --engine hf: this version asks vllm for no samples and no log-probabilities of answers')
-    return dict(names=args['signals'], seed=args['seed'], **options)
 
 def with_progress(path, total, work): # `work(bar)`; an interrupt says how far it got
     from tqdm import tqdm
@@ -163,10 +164,24 @@ def vllm_model(args, protocol)->tuple: # As from `local_model`
     engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], options, args['enable_thinking'], args['max_reasoning_tokens'], print)
     return engine,f'vLLM {version}, {device}'
 
-# %% ../../nbs/evaluation/02_evaluate.ipynb #8b9f5e2a
-@command
-def eval_model(
-    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
+# %% ../../nbs/evaluation/02_evaluate.ipynb #df0eb584
+@dataclass
+class EvaluationPlan:
+    "What an evaluation asks, and how the replies are graded."
+    args:dict # The options, as `args.json` records them
+    rows:list # Dicts with `question_id`, `question`, `answers`
+    counts:dict # Rows read, kept and dropped
+    protocol:dict # As from `resolve_protocol`
+    claim:Claim # How the model is asked whether it knows
+    signals:dict # Options of `ask_signals`; None: no signals
+    judge_options:dict # Options of `open_judge`
+
+    @property
+    def match(self): return graders[self.protocol['matcher']] # From a reply and the accepted answers to True if it is right
+    def open_judge(self, out): return open_judge(out, self.protocol['matcher'], **self.judge_options)
+
+@delegates(open_judge)
+def plan_evaluation(
     dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     split:str=None, # `train`, `validation` or the set's own name for one; default: what it is usually measured on
     lang:str='en', # Language of questions and prompts
@@ -176,23 +191,40 @@ def eval_model(
     meta_prompt:str='paper', # Which meta question: paper, plain, quiz, short or reversed
     preset:str='default', # default, or paper: what the public code does
     grader:str=None, # Which answers are right: words, exact, substring, multiple_choice, numeric or judge; default: the question set's, or the preset's
-    judge_model:str=None, # For grader judge: its model's name on the server
-    judge_url:str='https://api.openai.com/v1', # For grader judge: its server
-    judge_key_env:str='OPENAI_API_KEY', # For grader judge: environment variable with its API key; `none` to send no key
-    judge_price:str=None, # For grader judge: dollars per million tokens in and out
     question_column:str=None, # Column of the questions in your own file, where it is not recognised
     answers_column:str=None, # Column of the answers in your own file
-    decoding:str=None, # greedy, or own: as the model's generation_config says; default: the preset's
-    chat:bool=True, # Use the model's chat template
-    batch_size:int=50, # Questions in one batch
-    max_input_length:int=None, # Longest prompt in tokens; the question of a longer one is cut at its beginning; default: what fits the context, 128 for preset paper
+    decoding:str=None, # greedy, or own: as the model's generation_config or the server says; default: the preset's
     max_new_tokens:int=32, # Longest answer in tokens
-    enable_thinking:bool=False, # Let a reasoning model reason before it answers, where its chat template has a switch for it
+    enable_thinking:bool=False, # Let a reasoning model reason before it answers, where it has a switch for it; reasoning is kept and not scored
     max_reasoning_tokens:int=None, # Longest reasoning in tokens, beside the answer's own limit; default: 1024 with --enable_thinking, else 0
-    signals:list=None, # Other signals of confidence: likelihood, entropy, percent, p_true, p_true_letters, consistency, semantic_entropy, semantic_entropy_rao
+    signals:list=None, # Other signals of confidence: likelihood, entropy (not from an API), percent, p_true, p_true_letters, consistency, semantic_entropy, semantic_entropy_rao
     samples:int=10, # Sampled answers to each question, for consistency and semantic entropy
     temperature:float=1., # Of the sampled answers
     seed:int=42, # For the choice of questions, and for sampled replies
+    chat:bool=True, # Use the model's chat template
+    meta_chat:bool=None, # Use it for the meta question too; None: as the preset says
+    **kwargs
+)->EvaluationPlan:
+    "Load the questions, and resolve how they are asked and graded."
+    signature(open_judge).bind(None, None, **kwargs) # Refuses unknown options
+    args = {k: v for k,v in locals().items() if k not in ('chat', 'meta_chat', 'kwargs')} | dict(judge_model=kwargs.get('judge_model'))
+    protocol = resolve_protocol(preset, matcher=grader or default_grader(dataset, preset), decoding=decoding, meta_chat=meta_chat)
+    elicit = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat)
+    rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'], question_column, answers_column)
+    if claim=='letters': [elicit.extra(r['question']) for r in rows] # Refuses lettered options
+    if signals: check_signals(signals, samples, rows, temperature)
+    options = dict(names=signals, samples=samples, temperature=temperature, seed=seed) if signals else None
+    return EvaluationPlan(args, rows, counts, protocol, elicit, options, kwargs)
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #8b9f5e2a
+@command
+@delegates(plan_evaluation, but='chat, meta_chat')
+def eval_model(
+    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
+    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
+    chat:bool=True, # Use the model's chat template
+    batch_size:int=50, # Questions in one batch
+    max_input_length:int=None, # Longest prompt in tokens; the question of a longer one is cut at its beginning; default: what fits the context, 128 for preset paper
     dtype:str='auto', # float32, bfloat16 or auto
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
     engine:str='hf', # What generates: hf (transformers), or vllm, where it is installed
@@ -200,42 +232,40 @@ def eval_model(
     gpu_memory_utilization:float=.9, # For vllm: share of a GPU for weights and cache
     enforce_eager:bool=False, # For vllm: no CUDA graphs and no compilation, which starts sooner
     output_dir:str=None, # Where records and scores go; default: out/eval-MODEL-DATASET-CLAIM
+    **kwargs
 ):
     "Measure what a model knows and whether it knows that it knows; the same command again resumes."
-    args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device', 'judge_url', 'judge_key_env', 'judge_price')}
+    args = {k: v for k,v in locals().items() if k not in ('output_dir', 'batch_size', 'device', 'kwargs')}
     from esma_nb.engines.vllm import check_engine,prepare_environment
     if engine=='vllm': prepare_environment()
-    args |= prompt_limits(preset, args)
     check_engine(engine, device, tensor_parallel_size)
-    protocol = resolve_protocol(preset, matcher=grader or default_grader(dataset, preset), decoding=decoding)
-    elicit,match = build_claim(protocol, claim, meta_prompt, lang=lang, max_new_tokens=max_new_tokens, chat=chat),graders[protocol['matcher']]
-    rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'], question_column, answers_column)
-    if claim=='letters': [elicit.extra(r['question']) for r in rows] # Refuses lettered options before a model is loaded
-    options = signal_options(args, rows)
-    generate,device_name = local_model(args, protocol, batch_size, device)
-    out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{claim}")
-    judge = open_judge(out, protocol['matcher'], judge_model, judge_url, judge_key_env, judge_price)
-    open_evaluation(out, args, counts, protocol, device=device_name)
-    path = out/'records'/f'{claim}.jsonl'
-    def work(bar): return evaluate_into(path, generate, rows, elicit, match, batch_size, lambda done: bar.update(done-bar.n), options and partial(ask_signals, **options))
+    plan = plan_evaluation(dataset, chat=chat, **kwargs)
+    args |= plan.args
+    args |= prompt_limits(args['preset'], args)
+    if plan.signals and engine=='vllm': raise ValueError('--signals needs --engine hf: this version asks vllm for no samples and no log-probabilities of answers')
+    generate,device_name = local_model(args, plan.protocol, batch_size, device)
+    out = Path(output_dir or f"out/eval-{Path(model).name}-{Path(dataset).stem}-{args['claim']}")
+    judge = plan.open_judge(out)
+    open_evaluation(out, args, plan, device=device_name)
+    path = out/'records'/f"{args['claim']}.jsonl"
+    signals = plan.signals and partial(ask_signals, **plan.signals)
+    def work(bar): return evaluate_into(path, generate, plan.rows, plan.claim, plan.match, batch_size, lambda done: bar.update(done-bar.n), signals)
     with lock_run(out):
-        records = with_progress(path, len(rows), work)
+        records = with_progress(path, len(plan.rows), work)
         result = scores(judge_run(path, judge) if judge else records).asdict()
-    close_evaluation(out, dict(scores=result), counts, protocol)
+    close_evaluation(out, dict(scores=result), plan)
     print(f"\nnext: esma_nb_report {out} (figures), esma_nb_compare {out} OTHER (against another run)")
     return result
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #28d85917
 @command
+@delegates(open_judge)
 def score(
     run:str, # Folder of a run, or a file of records
     grader:str=None, # Grade the answers again: words, exact, substring, multiple_choice, numeric or judge
-    judge_model:str=None, # For grader judge: its model's name on the server
-    judge_url:str='https://api.openai.com/v1', # For grader judge: its server
-    judge_key_env:str='OPENAI_API_KEY', # For grader judge: environment variable with its API key; `none` to send no key
-    judge_price:str=None, # For grader judge: dollars per million tokens in and out
     risk:float=.1, # For the coverage of signals: highest share of wrong answers among those that are given
+    **kwargs
 ):
     "Print the scores of a run, finished or not, from its records; no local model is loaded."
     if grader: lookup(graders, grader, 'grader')
-    print_scores(run, grader, open_judge(run, grader, judge_model, judge_url, judge_key_env, judge_price), risk)
+    print_scores(run, grader, open_judge(run, grader, **kwargs), risk)
