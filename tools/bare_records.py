@@ -1,5 +1,5 @@
 """The bits of a run without the words of its questions: `python tools/bare_records.py RUN... OUT`; scores, compare and report still read them"""
-import shutil,sys
+import os,sys
 from dataclasses import asdict,replace
 from pathlib import Path
 from esma_nb.evaluation.records import load_records,record_files
@@ -13,8 +13,9 @@ def bare(record)->dict: # What is left to count: question_id, correct, yes, unpa
 def strip(run:Path, out:Path):
     "Copy what a run's folder says about itself, and its records without words."
     (out/'records').mkdir(parents=True, exist_ok=True)
+    data = os.environ.get('ESMA_NB_DATA') or '$ESMA_NB_DATA'
     for name in ('args.json', 'metrics.jsonl', 'journal.jsonl', 'summary.json'):
-        if (run/name).exists(): shutil.copy(run/name, out/name)
+        if (run/name).exists(): (out/name).write_text((run/name).read_text(encoding='utf-8').replace(data, '$ESMA_NB_DATA'), encoding='utf-8')
     for path in record_files(run).values():
         with atomic_write(out/'records'/path.name) as draft: append_lines(draft, [bare(r) for r in load_records(path)])
 
