@@ -172,6 +172,9 @@ def from_inspect(
     threshold:float=None, # As for `outcome_from`
 )->tuple: # `Record`s, and a line about the log
     "Read a log of Inspect as records."
+    def one(s):
+        try: return inspect_record(s, scorer, confidence_key, uncertainty_key, threshold)
+        except ValueError as e: raise ValueError(f"{path} sample {s['id']}: {e}") from None
     try:
         log,samples = read_inspect(path)
         epochs,planned = sorted({s['epoch'] for s in samples}),log['eval']['dataset'].get('sample_ids') or ()
@@ -179,7 +182,7 @@ def from_inspect(
         scorers = dict.fromkeys(n for s in samples for n in s['scores'] or ())
         if scorer: lookup(scorers, scorer, 'scorer')
         else: scorer = next(iter(scorers), None)
-        records = [inspect_record(s, scorer, confidence_key, uncertainty_key, threshold) for s in samples if s['epoch']==epoch]
+        records = [one(s) for s in samples if s['epoch']==epoch]
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} is no log of Inspect that can be read ({type(e).__name__}: {e})") from None
     return records,(f"log of Inspect, status {log['status']}, {len(records)} of {len(planned)} samples, epoch {epoch} of {len(epochs)}, "
