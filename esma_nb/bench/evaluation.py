@@ -87,13 +87,14 @@ def time_evaluations(
 
 def evaluation_rates(records, seconds, first_seconds, first_records)->dict: # JSON-ready
     tokens = sum(r.direct_tokens+r.meta_tokens for r in records)
-    same = sum((a.direct_output, a.meta_output)==(b.direct_output, b.meta_output) for a,b in zip(records, first_records, strict=True))
-    return dict(seconds=seconds, questions_a_second=len(records)/seconds, ratio=first_seconds/seconds, tokens=tokens, tokens_a_second=tokens/seconds, same_replies=same/len(records))
+    right,same = [r.correct for r in records if r.correct is not None],sum((a.direct_output, a.meta_output)==(b.direct_output, b.meta_output) for a,b in zip(records, first_records, strict=True))
+    return dict(seconds=seconds, questions_a_second=len(records)/seconds, ratio=first_seconds/seconds, tokens=tokens, tokens_a_second=tokens/seconds,
+        same_replies=same/len(records), accuracy=sum(right)/len(right) if right else None)
 
 def evaluation_table(
     result:dict, # From `time_evaluations`
 )->str: # Markdown
     "A table with one row per implementation."
-    def line(name, r): return [name, 'not installed', '', '', '', ''] if r is None else [name, f"{r['seconds']:.1f}", f"{r['questions_a_second']:.2f}",
-        f"{r['ratio']:.2f}", f"{r['tokens_a_second']:.0f}", f"{r['same_replies']:.0%}"]
-    return markdown_table([['', 'seconds', 'questions/s', 'times as fast', 'tokens/s', 'questions with the same replies'], *(line(*x) for x in result.items())])
+    kinds = dict(seconds='.1f', questions_a_second='.2f', ratio='.2f', tokens_a_second='.0f', same_replies='.0%', accuracy='.1%')
+    def line(name, r): return [name, *(('' if r[k] is None else f'{r[k]:{kind}}' for k,kind in kinds.items()) if r else ['not installed']+['']*5)]
+    return markdown_table([['', 'seconds', 'questions/s', 'times as fast', 'tokens/s', 'same replies', 'accuracy'], *(line(*x) for x in result.items())])
