@@ -72,6 +72,7 @@ def test_the_other_commands_read_what_was_imported(tmp_path):
     ('a.csv', 'prompt,response,correct\nHow?,So,1\n', ['--scorer', 'match'], 'has no use for --scorer'),
     ('a.csv', 'prompt,response,correct\nHow?,So,maybe\n', [], "row 1: the grade 'maybe'"),
     ('a.json', '{"version": 2, "status": "success", "samples": [3]}', [], 'no log of Inspect'),
+    ('a.eval', 'PK', [], 'is damaged'),
     ('a.pkl', '\x80', [], 'is a pickle')])
 def test_one_line(tmp_path, capsys, name, text, words, line):
     (tmp_path/name).write_text(text, encoding='latin-1')

@@ -179,7 +179,7 @@ def bench(
     if any(n.startswith('vllm') for n in names): prepare_environment()
     for path in filter(None, (json, figure)): check_output_path(path)
     if figure: check_figure_path(figure)
-    if evaluation:
+    if evaluation is not None:
         if baselines or figure: raise ValueError('--evaluation has no --baselines and no --figure: leave them out')
         return bench_evaluation(model, dataset, split, data_dir, evaluation, batch_size, dtype, device, json)
     import torch

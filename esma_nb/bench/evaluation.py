@@ -57,8 +57,9 @@ def implementations(
     batch_size:int, # Questions in one batch
 )->dict: # By name a function that loads the model, and returns one from rows to records; None where it is not installed
     "All implementations; the others are compared with the first."
-    load = dict(zip(('model.generate', 'esma_nb_eval', 'lm-evaluation-harness'), (plain_evaluation, own_evaluation, harness_evaluation)))
-    return {name: partial(f, model, dtype, device, batch_size) if f is not harness_evaluation or find_spec('lm_eval') else None for name,f in load.items()}
+    load = {'model.generate': plain_evaluation, 'esma_nb_eval': own_evaluation,
+        'lm-evaluation-harness': harness_evaluation if find_spec('lm_eval') else None}
+    return {name: f and partial(f, model, dtype, device, batch_size) for name,f in load.items()}
 
 # %% ../../nbs/bench/02_evaluation.ipynb #b56ed227
 def time_evaluations(
@@ -87,7 +88,8 @@ def time_evaluations(
 
 def evaluation_rates(records, seconds, first_seconds, first_records)->dict: # JSON-ready
     tokens = sum(r.direct_tokens+r.meta_tokens for r in records)
-    right,same = [r.correct for r in records if r.correct is not None],sum((a.direct_output, a.meta_output)==(b.direct_output, b.meta_output) for a,b in zip(records, first_records, strict=True))
+    right = [r.correct for r in records if r.correct is not None]
+    same = sum((a.direct_output, a.meta_output)==(b.direct_output, b.meta_output) for a,b in zip(records, first_records, strict=True))
     return dict(seconds=seconds, questions_a_second=len(records)/seconds, ratio=first_seconds/seconds, tokens=tokens, tokens_a_second=tokens/seconds,
         same_replies=same/len(records), accuracy=sum(right)/len(right) if right else None)
 

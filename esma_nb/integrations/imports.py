@@ -19,7 +19,7 @@ from ..evaluation.records import Record,failures,outcome_of
 from ..evaluation.protocol import lookup
 from ..evaluation.evaluate import grade
 from ..evaluation.export import save_table
-from .logs import from_harness,from_inspect,outcome_from,read_signals
+from .logs import from_harness,from_inspect,open_archive,outcome_from,read_signals
 
 # %% ../../nbs/integrations/03_imports.ipynb #619a28a6
 table_columns = dict(id=('question id', 'id'), question=('question', 'prompt', 'input texts', 'input text'), answers=('answers', 'answer', 'target texts'),
@@ -46,7 +46,8 @@ def from_table(
     rows = read_rows(path)
     given = dict(question=question_column, answers=answers_column, response=response_column, correct=correct_column)
     at = {what: find_column(rows[0], names, given.get(what)) for what,names in table_columns.items()}
-    sure,unsure = ([k for k in rows[0] if known.fullmatch(k)] if named is None else named for known,named in ((uqlm_scores, confidence_key), (polygraph_scores, uncertainty_key)))
+    def named(keys, known): return [k for k in rows[0] if known.fullmatch(k)] if keys is None else keys
+    sure,unsure = named(confidence_key, uqlm_scores),named(uncertainty_key, polygraph_scores)
     missing = [k for k in [*filter(None, given.values()), *sure, *unsure] if k not in rows[0]]
     missing += [k for k in ('question', 'response') if not at[k]] + ['correct']*(not at['correct'] and not at['answers'])
     if missing: raise ValueError(f"{path} has no column {missing[0]}: the columns are {', '.join(rows[0])}; name the right one with an option")
@@ -74,10 +75,12 @@ def log_kind(
     "Which tool wrote a file; a pickle is refused, because loading it could run code."
     path = Path(path)
     with path.open('rb') as f: head = f.read(1000)
-    packed = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    packed = []
+    if zipfile.is_zipfile(path):
+        with open_archive(path) as archive: packed = archive.namelist()
     if head[:1]==b'\x80' or any(n.endswith('.pkl') for n in packed):
         raise ValueError(f"{path} is a pickle, such as lm-polygraph's manager saves: it can run code and is not loaded; export a table from it (.csv, .jsonl or .parquet)")
-    if packed or path.suffix=='.json' and head.lstrip()[:1]==b'{' and b'"status"' in head: return 'inspect'
+    if packed or path.suffix=='.eval' or path.suffix=='.json' and head.lstrip()[:1]==b'{' and b'"status"' in head: return 'inspect'
     return 'harness' if path.suffix=='.jsonl' and b'"doc' in head else 'table'
 
 @command
@@ -102,7 +105,8 @@ def import_records(
     check_output_path(to, [log, meta] if meta else [log])
     options = {k: v for k,v in locals().items() if k not in ('log', 'to', 'grader') and v is not None}
     match,kind = lookup(matchers, grader or 'words', 'grader'),'harness' if meta else log_kind(log)
-    if odd := options.keys()-signature(readers[kind]).parameters: raise ValueError(f"{log} is read as {kind}, which has no use for --{min(odd)}: leave it out")
+    odd = options.keys()-signature(readers[kind]).parameters
+    if odd: raise ValueError(f"{log} is read as {kind}, which has no use for --{min(odd)}: leave it out")
     if kind=='harness': records,about = from_harness(log, match=match, **options),'samples of lm-evaluation-harness'
     else: records,about = readers[kind](log, **options)
     if grader and kind!='harness': records = grade(records, grader, 'as recorded')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['grade_values', 'sample_fields', 'read_harness_samples', 'harness_reply', 'harness_question', 'harness_answers',
-           'from_harness', 'outcome_from', 'read_signals', 'unpack_json', 'read_inspect', 'inspect_text',
-           'inspect_record', 'from_inspect']
+           'from_harness', 'outcome_from', 'read_signals', 'open_archive', 'unpack_json', 'read_inspect',
+           'inspect_text', 'inspect_record', 'from_inspect']
 
 # %% ../../nbs/integrations/02_logs.ipynb #491cdfe4
 import json,zipfile,zlib
@@ -110,6 +110,10 @@ def read_signals(
 # %% ../../nbs/integrations/02_logs.ipynb #afb89072
 sample_fields = 'id','epoch','input','target','output','scores','error'
 
+def open_archive(path)->zipfile.ZipFile: # A context manager
+    try: return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as e: raise ValueError(f"{path} is damaged ({e}): restore the file") from None
+
 def unpack_json(
     archive:zipfile.ZipFile, # Open
     name:str, # Of a member
@@ -117,7 +121,8 @@ def unpack_json(
 ): # What the member holds
     "Read a JSON file in a zip; what would unpack to more than `max_bytes` is refused."
     info = archive.getinfo(name)
-    if info.file_size>max_bytes: raise ValueError(f"{archive.filename}: {name} would unpack to {info.file_size/1e9:.1f} GB, and {max_bytes/1e9:.1f} GB is the limit")
+    if info.file_size>max_bytes:
+        raise ValueError(f"{archive.filename}: {name} would unpack to {info.file_size/1e9:.1f} GB, and {max_bytes/1e9:.1f} GB is the limit")
     try:
         if info.compress_type!=93: return json.loads(archive.read(info))
         from pyarrow import CompressedInputStream
@@ -134,7 +139,7 @@ def read_inspect(
     if not zipfile.is_zipfile(path):
         log = read_json(path)
         return log,[{k: s.get(k) for k in sample_fields} for s in log.pop('samples', None) or []]
-    with zipfile.ZipFile(path) as archive:
+    with open_archive(path) as archive:
         names = dict.fromkeys(archive.namelist())
         about = next((n for n in ('header.json', '_journal/start.json') if n in names), None)
         if not about: raise ValueError(f"{path} has neither header.json nor _journal/start.json: it is no log of Inspect")
