@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['may_change_on_resume', 'rewrite_file', 'remaining_rows', 'paid_attempts', 'evaluate_api', 'row_prompts',
-           'signal_prompts_of', 'sort_records', 'api_key_from', 'usage_of', 'warn_reasoning', 'run_and_bill',
+           'later_prompts', 'sort_records', 'api_key_from', 'usage_of', 'warn_reasoning', 'run_and_bill',
            'checked_price', 'server_options', 'not_none', 'eval_api']
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #4b844fd2
@@ -20,6 +20,7 @@ from ..core.runs import append_lines,lock_run,read_json,read_lines,atomic_write,
 from ..datasets.registry import load_rows,default_grader
 from ..api.chat_completions import max_token_usage,cost,parse_price
 from ..api.client import APIEngine,parse_base_url,gather_or_cancel
+from ..prompts.elicitation import claim_prompts
 from ..signals.elicit import signal_prompts,signal_scores
 from .records import failures,load_records,record,scores
 from .protocol import resolve_protocol,build_claim,graders
@@ -67,7 +68,7 @@ def evaluate_api(
     spent = sum(cost(price, l) for l in [*paid.values(), *(l['billed'] for l in read_lines(path))])
     def affordable():
         for row in todo:
-            max_row_cost = cost(price, max_token_usage([*row_prompts(claim, row, signals), *signal_prompts_of(claim, row, signals)], remote.max_reasoning_tokens))
+            max_row_cost = cost(price, max_token_usage([*row_prompts(claim, row, signals), *later_prompts(claim, row, signals)], remote.max_reasoning_tokens))
             if monotonic()>remote.deadline or spent+sum(reserved.values())+max_row_cost>max_cost: return
             reserved[row['question_id']] = max_row_cost
             yield row
@@ -75,8 +76,9 @@ def evaluate_api(
         nonlocal spent
         began,qid = perf_counter(),row['question_id']
         replies = await gather_or_cancel([remote.complete(client, p) for p in row_prompts(claim, row, signals)])
-        seconds,asked = perf_counter()-began,[] if replies[0].failed else signal_prompts_of(claim, row, signals, replies[0].text)
+        seconds,asked = perf_counter()-began,[] if replies[0].failed else later_prompts(claim, row, signals, replies[0].text)
         more = await gather_or_cancel([remote.complete(client, p) for p in asked])
+        if claim.follow_up: replies,more = [*replies, *more[:1]],more[1:]
         graded = signal_scores(signals['names'], replies[0], more, row['question']) if signals else None
         new = record(row, claim, match, *replies, seconds=seconds, signals=graded)
         replies = [*replies, *more]
@@ -91,13 +93,14 @@ def evaluate_api(
     return sort_records(path, rows)
 
 def row_prompts(claim, row, signals): # Of the answer and of the claim
-    direct,*extra = [f(row['question']) for f in (claim.direct, claim.extra) if f]
+    direct,*extra = claim_prompts(claim, row)
     return [replace(direct, logprobs=bool(signals)), *extra]
 
-def signal_prompts_of(claim, row, signals, answer=None): # Without an answer: as for the longest one, to estimate the cost
-    if not signals: return []
-    direct = claim.direct(row['question'])
-    return signal_prompts(direct=direct, answer=4*direct.max_new_tokens*'x' if answer is None else answer, **signals)
+def later_prompts(claim, row, signals, answer=None): # Those that contain the answer; without one: as for the longest, to estimate the cost
+    direct = claim_prompts(claim, row)[0]
+    if answer is None: answer = 4*direct.max_new_tokens*'x'
+    follow_up = [claim.follow_up(row['question'], answer)] if claim.follow_up else []
+    return follow_up + (signal_prompts(direct=direct, answer=answer, **signals) if signals else [])
 
 def sort_records(path, rows)->list: # The records; sorts the file into the order of `rows`
     order = {r['question_id']: i for i,r in enumerate(rows)}
@@ -161,7 +164,7 @@ def run_and_bill(
     "Print the maximum cost, evaluate, and print the real cost."
     path = out/'records'/f'{name}.jsonl'
     todo,_ = remaining_rows(path, rows)
-    ahead = max_token_usage([p for r in todo for p in (*row_prompts(claim, r, signals), *signal_prompts_of(claim, r, signals))], remote.max_reasoning_tokens)
+    ahead = max_token_usage([p for r in todo for p in (*row_prompts(claim, r, signals), *later_prompts(claim, r, signals))], remote.max_reasoning_tokens)
     print('{} questions to ask: up to {:,} tokens in, {:,} out, ${:.4f}'.format(len(todo), *ahead, cost(price, ahead)))
     warnings = []
     def work(bar):
@@ -206,7 +209,7 @@ def eval_api(
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # How many questions, sampled with the seed; default: all
-    claim:str='meta', # How the model is asked whether it knows: meta, logits, idk, letters or tenths
+    claim:str='meta', # How the model is asked whether it knows: meta, logits, idk, letters, tenths, percent or p_true
     meta_prompt:str='paper', # Which meta question: paper, plain, quiz, short or reversed
     preset:str='default', # default, or paper: what the public code does
     grader:str=None, # Which answers are right: words, exact, substring, multiple_choice, numeric or judge; default: the question set's, or the preset's
@@ -241,7 +244,7 @@ def eval_api(
     wanted = server_options(protocol, reasoning_effort) | dict(enable_thinking=enable_thinking)
     remote = APIEngine(model, base_url, key, concurrency, timeout, tries, max_reasoning_tokens, seed, **wanted)
     rows,counts = load_rows(dataset, split, lang, data_dir, num_samples, seed, protocol['clean'], question_column, answers_column)
-    if claim=='letters': [elicit.extra(r['question']) for r in rows] # Refuses lettered options before anything is asked
+    for r in rows: claim_prompts(elicit, r) # Refuses lettered options before anything is asked
     options = signal_options(args, rows)
     out = Path(output_dir or f"out/api-{Path(model).name}-{Path(dataset).stem}-{claim}")
     judge = open_judge(out, protocol['matcher'], judge_model, judge_url, judge_key_env, judge_price)
