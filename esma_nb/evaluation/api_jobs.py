@@ -86,8 +86,7 @@ def evaluate_api(
         billed = [a+b for a,b in zip(cost_now, before)]
         facts = dict(served_by=next((r.model for r in replies if r.model), None), billed=billed, tries=tries+sum(r.tries for r in replies))
         append_lines(path, [asdict(new) | facts])
-        spent += cost(price, cost_now)
-        del reserved[qid]
+        spent,_ = spent+cost(price, cost_now),reserved.pop(qid)
         progress(new, spent)
     remote.run_jobs(affordable(), evaluate_row)
     return sort_records(path, rows)
