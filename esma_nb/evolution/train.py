@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recipes', 'metrics_for_best_model', 'may_change', 'resolve', 'claim_and_reward', 'check_args', 'mistakes',
-           'changeable', 'prepare', 'load_questions', 'other_sets', 'load', 'start_engine', 'describe_run',
+           'changeable', 'prepare', 'try_out', 'load_questions', 'other_sets', 'load', 'start_engine', 'describe_run',
            'is_finished', 'estimate_cost', 'estimated_memory', 'format_results', 'train']
 
 # %% ../../nbs/evolution/08_train.ipynb #8f46234d
@@ -22,6 +22,7 @@ from ..core.runs import describe_function,lock_run,open_run,read_json
 from ..datasets.rows import describe,sample_rows
 from ..evaluation.compare import forgetting_table
 from ..evaluation.records import load_records,scores
+from ..evaluation.evaluate import evaluate
 from ..evaluation.protocol import build_claim,resolve_protocol,protocol_diff,prompt_limits
 from .telemetry import column_reward
 
@@ -115,11 +116,18 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # A `ESTraine
     llm = start_engine(args) if args['engine']=='vllm' else None
     run = ESTrainer(args, out, *load(args, group), rows, eval_rows, *task, group, log, also=other_sets(args), llm=llm)
     encode(run.tokenizer, claim_prompts(run.claim, rows[0]))
-    run.evaluate_member(run.generate, rows[:2])
+    try_out(run, args['claim'])
     if dry_run: return log(estimate_cost(run))
     claim_folder()
     group.barrier()
     return run
+
+def try_out(run, claim:str):
+    "Evaluate and reward 2 questions; a ValueError where this model cannot make such a claim."
+    records = evaluate(run.generate, run.rows[:2], run.claim, run.match)
+    run.reward(records)
+    if claim in ('logits', 'p_true') and not run.claim.prompts and all(r.unparsed for r in records):
+        raise ValueError(f"the claim {claim} needs log-odds, and this model has no single token for one of the 2 words: use the claim {'meta' if claim=='logits' else 'percent'}")
 
 def load_questions(args:dict)->tuple: # Rows to train on, held-out rows, and counts of what was left out
     from esma_nb.datasets.registry import load_train_val
