@@ -25,20 +25,20 @@ from ..evaluation.records import columns
 from ..evaluation.evaluate import evaluate
 from ..evolution.es import standardize
 from ..evolution.population import ProcessGroup
+from ..evolution.telemetry import column_reward
 from ..evolution.trainer import ESTrainer
 from .roofline import synchronize_device
 
 # %% ../../nbs/bench/01_baselines.ipynb #2556b8a1
 def record_calls(
-    generate, # From prompts, its last argument, to replies: a list of them, or one list per member
+    generate, # From prompts, its last argument, to replies
     calls:list, # Gets a pair of seconds and reply lengths for each call
 ): # A wrapped `generate`
     "Record the time of each call and the lengths of its replies, in tokens."
     def recorded(*args):
         start = perf_counter()
         replies = generate(*args)
-        flat = [r for member in replies for r in member] if isinstance(replies[0], list) else replies
-        calls.append((perf_counter()-start, [r.n_tokens for r in flat]))
+        calls.append((perf_counter()-start, [r.n_tokens for r in replies]))
         return replies
     return recorded
 
@@ -136,9 +136,9 @@ class TimedDecoder:
     def keep(self, rows): self.decoder.keep(rows)
 
 # %% ../../nbs/bench/01_baselines.ipynb #889955df
-defaults = dict(preset='default', lang='en', chat=True, reward_type='esma', sigma=1e-3, alpha=5e-4, mirrored=True,
+defaults = dict(preset='default', sigma=1e-3, alpha=5e-4, mirrored=True,
     shaping='zscore', seed=1, max_input_length=None, enable_thinking=False, max_reasoning_tokens=0,
-    max_new_tokens=32, noise_cache_gb=.2, parallel_members=0, dtype='auto', perturbation='full', noise='gaussian', rank=4, optimizer='sgd',
+    noise_cache_gb=.2, parallel_members=0, dtype='auto', perturbation='full', noise='gaussian', rank=4, optimizer='sgd',
     momentum=0., weight_decay=0., update='whole', tensor_parallel_size=1, gpu_memory_utilization=.6)
 
 def training_baseline(
@@ -156,8 +156,7 @@ def training_baseline(
     calls,log,group = [],[],ProcessGroup(cpu=not torch.accelerator.is_available())
     llm = launch_vllm(args | dict(model=model), args['dtype'], master=True)[0] if engine=='vllm' else None
     net,tokenizer = load_model(model, 'float32', device)
-    c = ESTrainer(args, Path(), net, tokenizer, rows, [], group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm=llm)
-    c.claim = claim or c.claim
+    c = ESTrainer(args, Path(), net, tokenizer, rows, [], claim or meta_claim(), column_reward(get_reward('esma')), group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm=llm)
     c.replicas = [(m, record_calls(generate, calls)) for m,generate in c.replicas]
     for m,_ in c.replicas: m.load_member = synchronized(m.load_member, c.model.device)
     if generate_padded: c.lowrank_generate = record_calls(c.lowrank_generate, calls)

@@ -13,6 +13,7 @@ from math import isfinite
 from argparse import SUPPRESS,ArgumentParser
 from functools import wraps
 from pathlib import Path
+from typing import Callable
 from fastcore.script import anno_parser
 
 # %% ../../nbs/core/00_cli.ipynb #64241612
@@ -25,6 +26,9 @@ def make_parser(
     for a in p._actions:
         if a.type is list: a.type,a.nargs = None,'+'
         if a.dest=='output': a.option_strings.append('-o'); p._option_string_actions['-o'] = a
+    for a in [a for a in p._actions if a.type is Callable]: # A function can be passed in Python only
+        p._remove_action(a)
+        del p._option_string_actions[a.option_strings[0]]
     for a in [a for a in p._actions if isinstance(a.const, bool) and a.dest!='pdb']: # Every switch has --name and --no-name; the help shows the one that changes the default
         name,way = (f'no-{a.dest}','store_false') if a.const else (a.dest,'store_true')
         p.add_argument(f'--{name}', dest=a.dest, action=way, default=a.default, help=SUPPRESS)

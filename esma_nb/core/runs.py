@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['run_files', 'secret_names', 'atomic_write', 'delete_path', 'write_error', 'flush_to_disk', 'check_output_path',
-           'write_json', 'read_json', 'append_lines', 'truncate_torn_line', 'read_lines', 'provenance', 'open_run',
-           'delete_stale_drafts', 'lock_run', 'redact_args', 'redact_value', 'is_path', 'sha256_file', 'write_manifest',
-           'sha256_json', 'verify_manifest']
+           'write_json', 'read_json', 'append_lines', 'truncate_torn_line', 'read_lines', 'provenance',
+           'describe_function', 'open_run', 'delete_stale_drafts', 'lock_run', 'redact_args', 'redact_value', 'is_path',
+           'sha256_file', 'write_manifest', 'sha256_json', 'verify_manifest']
 
 # %% ../../nbs/core/01_runs.ipynb #eb4fa72e
 import hashlib,json,os,platform,re,shutil,subprocess,sys
 from contextlib import contextmanager
 from datetime import datetime,timezone
 from importlib.metadata import PackageNotFoundError,version
+from inspect import getsource
 from pathlib import Path
 
 # %% ../../nbs/core/01_runs.ipynb #9056c63f
@@ -130,6 +131,16 @@ def provenance()->dict: # JSON-ready
     packages = 'esma_nb torch transformers accelerate datasets numpy scipy safetensors'.split()
     return dict(versions=dict(python=platform.python_version(), **{p: _version(p) for p in packages}), commit=_commit(),
         machine=f'{platform.platform()}, {os.cpu_count()} cores', started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+
+# %% ../../nbs/core/01_runs.ipynb #64713a48
+def describe_function(
+    f, # Any callable, or None
+)->dict: # `name`, with its module, and `sha256` of its source, which is None where there is none to read; None for None
+    "What is recorded of a function that was passed to a run."
+    if f is None: return None
+    try: digest = hashlib.sha256(getsource(f).encode()).hexdigest()
+    except (OSError, TypeError): digest = None
+    return dict(name=f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}", sha256=digest)
 
 # %% ../../nbs/core/01_runs.ipynb #896d6ee3
 def open_run(

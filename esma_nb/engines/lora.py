@@ -58,8 +58,8 @@ def lora_engine(
     model, # The same model in transformers
     weights:dict, # The trained matrices by name
     factors, # From a key, a name and its matrix to A and B, such as `lowrank_factors`
-): # From members and a list of `Prompt` to a list of `Completion` for each member
-    "Make a function that generates the replies of many members to the same prompts, each member as a LoRA adapter."
+): # From a list of members, `(key, scale)` for each prompt, and a list of `Prompt` to a list of `Completion`
+    "Make a function that generates the replies of many members, each as a LoRA adapter."
     from vllm.lora.request import LoRARequest
     table,tied,numbers = model.get_input_embeddings().weight,model.config.tie_word_embeddings,count(1)
     name = next((n for n,p in model.named_parameters() if p is table), None)
@@ -69,15 +69,13 @@ def lora_engine(
         rank = next(iter(tensors.values())).shape[0]
         return LoRARequest(f'member{number}', number, save_adapter(Path(folder)/str(number), tensors, rank))
     def many(members, prompts):
-        n = len(prompts)
         with TemporaryDirectory(prefix='esma_nb-') as folder:
-            requests = [request(folder, *m) for m in members]
-            said = generate(prompts*len(members), [r for r in requests for _ in prompts])
-        return [said[i*n:(i+1)*n] for i in range(len(members))]
+            requests = {m: request(folder, *m) for m in dict.fromkeys(members)}
+            return generate(prompts, [requests[m] for m in members])
     return many
 
 def base_engine(
     many, # From `lora_engine`
 ): # From a list of `Prompt` to a list of `Completion`
     "The model itself, without a member: an adapter of zeros."
-    return lambda prompts: many([((0, 0, 0), 0.)], prompts)[0]
+    return lambda prompts: many([((0, 0, 0), 0.)]*len(prompts), prompts)

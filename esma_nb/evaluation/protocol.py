@@ -10,7 +10,8 @@ __all__ = ['presets', 'graders', 'readings', 'decoding_modes', 'ungraded', 'look
 from functools import partial
 from ..prompts.claim_parsing import contains_yes,reads_yes
 from ..metrics.matching import matchers
-from ..prompts.elicitation import Claim,get_claim
+from ..prompts.elicitation import Claim,claims,get_claim
+from ..signals.elicit import answer_claims
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #00baaee5
 presets = dict(
@@ -53,7 +54,7 @@ def build_claim(
     **options, # `lang`, `max_new_tokens` and `chat`
 )->Claim:
     "The claim, asked and read as the protocol says."
-    return get_claim(claim, meta_prompt, **options, **{k: protocol[k] for k in ('meta_chat', 'meta_tokens')}, parse=readings[protocol['reading']])
+    return get_claim(claim, meta_prompt, claims | answer_claims, **options, **{k: protocol[k] for k in ('meta_chat', 'meta_tokens')}, parse=readings[protocol['reading']])
 
 def token_sampler(
     protocol:dict, # As from `resolve_protocol`

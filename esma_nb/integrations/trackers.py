@@ -135,7 +135,7 @@ def tracker(
     import torch
     from accelerate import PartialState
     PartialState(cpu=not torch.accelerator.is_available())
-    config = {k: str(v) if isinstance(v, list) else v for k,v in redact_args(args).items() if v is not None}
+    config = {k: str(v) if isinstance(v, (list, dict)) else v for k,v in redact_args(args).items() if v is not None}
     try:
         with redirect_stdout(StringIO()): t.inner,t.hint = tracker_openers[log_with](out, sha256_file(out/'args.json')[:12], config)
     except Exception as e:

@@ -54,6 +54,7 @@ class MetaScores:
     auroc_ci:list; gamma_ci:list; aurc_ci:list; ece_ci:list; brier_ci:list
     brier_reliability_ci:list; brier_resolution_ci:list; brier_uncertainty_ci:list
     reasons:dict # Why a metric is `None`, by field
+    reward:float=None # Mean reward of these answers in a training run; no interval
 
     @property
     def flags(self)->list: return [k for k in ('collapsed', 'extreme') if getattr(self, k)] # With either, d′ is printed in brackets

@@ -19,8 +19,7 @@ def at_iteration(
     log=print, # Called with a line about a checkpoint that cannot be used
 )->tuple: # Model, tokenizer, `MasterWeights` and the iteration
     "Recompute a run's model at an iteration."
-    from esma_nb.evolution.trainer import make_master_weights
-    from esma_nb.evolution.checkpoint import check_journal,resume_weights
+    from esma_nb.evolution.checkpoint import check_journal,make_master_weights,resume_weights
     from esma_nb.engines.models import load_model
     for name in ('args.json', 'journal.jsonl'):
         if not (run/name).exists():

@@ -203,7 +203,7 @@ def sweep(
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # Number of questions, sampled with the seed; default: all
-    claim:str='meta', # How the model claims to know: meta, logits, idk, letters or tenths
+    claim:str='meta', # How the model claims to know: meta, logits, idk, letters, tenths, percent or p_true
     meta_prompt:str='paper', # Words of the meta question: paper, plain, quiz, short or reversed
     preset:str='default', # default, or paper: what the public code does
     chat:bool=True, # Use the model's chat template

@@ -20,8 +20,7 @@ from ..core.runs import append_lines,read_lines,atomic_write,write_json
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
 from ..evaluation.records import load_records,scores
-from ..evolution.telemetry import training_warnings
-from ..evolution.trainer import best_measurement,score_line,measure
+from ..evolution.telemetry import best_measurement,measure,score_line,training_warnings
 from .examples import label_correctness,tokenize_example
 
 # %% ../../nbs/sft/02_trainer.ipynb #197611b3
@@ -70,8 +69,8 @@ def evaluate_heldout(self:SFTTrainer, t:int):
     "Evaluate the model after iteration `t`, on the held-out questions and on as many training questions."
     name,when = (f'iter{t:06d}.jsonl',f'iteration {t}') if t else ('before.jsonl','before')
     options = self.eval_claim,self.match,self.group,self.args['eval_batch_size'],self.check_interrupt
-    self.measured[t] = measure(self.out/'records'/name, self.generate, self.eval_rows, *options)
-    self.learned[t] = measure(self.out/'learned'/'records'/name, self.generate, self.train_eval_rows, *options)
+    self.measured[t] = scores(measure(self.out/'records'/name, self.generate, self.eval_rows, *options))
+    self.learned[t] = scores(measure(self.out/'learned'/'records'/name, self.generate, self.train_eval_rows, *options))
     self.log(f"{when}: {score_line(self.measured[t])}\n{when}: {score_line(self.learned[t]).replace('held-out', 'learned')}")
 
 # %% ../../nbs/sft/02_trainer.ipynb #178f87ad
