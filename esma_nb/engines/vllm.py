@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['known_versions', 'settings', 'prepare_environment', 'import_vllm', 'check_vllm', 'vllm_folder', 'check_memory',
-           'WeightAccess', 'keep_linear_weights', 'start_vllm', 'stop_vllm', 'block_size', 'VLLMWeight', 'vllm_weights',
-           'forget_prefixes', 'sampling_options', 'generate_tokens', 'listed_odds', 'vllm_engine', 'complete_prompts',
-           'load_config', 'model_length', 'check_engine', 'launch_vllm']
+           'WeightAccess', 'keep_linear_weights', 'start_vllm', 'stop_vllm', 'cpu_options', 'VLLMWeight',
+           'vllm_weights', 'forget_prefixes', 'sampling_options', 'row_seed', 'generate_tokens', 'listed_odds',
+           'vllm_engine', 'complete_prompts', 'load_config', 'model_length', 'check_engine', 'launch_vllm']
 
 # %% ../../nbs/engines/07_vllm.ipynb #b312d8a2
 import os
+from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -111,7 +112,7 @@ def start_vllm(
     if writable: keep_linear_weights()
     set_num_threads = torch.set_num_threads
     options |= dict(dtype=dtype, max_model_len=max_model_len, tensor_parallel_size=tensor_parallel_size,
-        gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager, block_size=block_size())
+        gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager, **cpu_options())
     try: llm = vllm.LLM(folder, enable_prefix_caching=True, worker_extension_cls='esma_nb.engines.vllm.WeightAccess', seed=0, **options)
     except (RuntimeError, ValueError) as e: raise ValueError(f"vLLM does not start with {name}: {' '.join(str(e).split())[:400]}") from e
     finally: torch.set_num_threads = set_num_threads # vLLM on a CPU replaces it by a function that does nothing
@@ -120,9 +121,10 @@ def start_vllm(
 def stop_vllm(llm): # With several processes, before the process group ends: at its exit vLLM would use it again
     llm.llm_engine.engine_core.shutdown()
 
-def block_size(): # Tokens of a page of the cache: on a CPU the smallest, so that short prompts can share their beginnings
+def cpu_options()->dict: # Further arguments of `vllm.LLM` on a CPU
+    "Pages of 32 tokens, so that short prompts can share their beginnings; no prompt in parts, which with a seed ends in an error (0.32)."
     from vllm.platforms import current_platform
-    return 32 if current_platform.is_cpu() else None
+    return dict(block_size=32, enable_chunked_prefill=False) if current_platform.is_cpu() else {}
 
 # %% ../../nbs/engines/07_vllm.ipynb #623a85b7
 class VLLMWeight:
@@ -157,19 +159,19 @@ def sampling_options(
     row:list, # Token ids so far
 )->dict: # For `vllm.SamplingParams`
     "The model's own sampling, with a seed for each row from the seed of the run and the row's tokens."
+    from esma_nb.engines.hf import own_sampling
+    return dict(temperature=0.) | own_sampling(model) | dict(seed=row_seed(seed, row))
+
+def row_seed(seed, row): # 31 bits, a hash of the seed of the run and a row's tokens
     from esma_nb.engines.hf import uniform
-    g = model.generation_config
-    options = dict(repetition_penalty=g.repetition_penalty or 1., seed=int(uniform(seed, row)*2**31))
-    if not g.do_sample: return dict(options, temperature=0.)
-    return dict(options, temperature=1. if g.temperature is None else g.temperature, top_k=50 if g.top_k is None else g.top_k,
-        top_p=1. if g.top_p is None else g.top_p, min_p=g.min_p or 0.)
+    return int(uniform(seed, row)*2**31)
 
 def generate_tokens(
     llm, # From `start_vllm`
     rows:list, # Lists of token ids
     reply_limits:list, # Longest reply of each row, in tokens
-    options, # From a row of token ids to a dict for `vllm.SamplingParams`
-    wanted:list, # Token ids for each row whose log-probabilities are needed; may be empty
+    options:list, # For each row, a function from its token ids so far to a dict for `vllm.SamplingParams`
+    wanted:list, # For each row, token ids whose log-probabilities are needed beside those of its reply; None: neither
     extend_limit=lambda i, reply: 0, # From a row at its limit, and its reply, to a new limit
     adapters:list=None, # A LoRA adapter of vLLM for each row
 )->tuple: # `(replies, logprobs)`: token ids, and for each token a dict of log-probabilities by id
@@ -178,7 +180,8 @@ def generate_tokens(
     replies,logprobs,reply_limits,todo = [[] for _ in rows],[[] for _ in rows],list(reply_limits),list(range(len(rows)))
     while todo:
         texts = [rows[i]+replies[i] for i in todo]
-        params = [SamplingParams(max_tokens=reply_limits[i]-len(replies[i]), detokenize=False, logprob_token_ids=wanted[i] or None, **options(t)) for i,t in zip(todo, texts)]
+        params = [SamplingParams(max_tokens=reply_limits[i]-len(replies[i]), detokenize=False, logprobs=0 if wanted[i]==[] else None,
+            logprob_token_ids=wanted[i] or None, **options[i](t)) for i,t in zip(todo, texts)]
         lora = [adapters[i] for i in todo] if adapters else None
         outputs = [o.outputs[0] for o in llm.generate([dict(prompt_token_ids=t) for t in texts], params, lora_request=lora, use_tqdm=False)]
         for i,o in zip(todo, outputs):
@@ -214,28 +217,33 @@ def vllm_engine(
     ends,warned = sorted(end_tokens(model)-{None}),[]
     context = llm.llm_engine.model_config.max_model_len
     encode_cached = cached_encoder(model, tokenizer, max_input_length, enable_thinking, max_reasoning_tokens, context)
-    def decoding(row): return dict(options(row) if options else dict(temperature=0.), stop_token_ids=ends)
+    def decoding(p, row):
+        if p.temperature is not None: how = dict(temperature=p.temperature, seed=row_seed(p.seed, row))
+        else: how = options(row) if options else dict(temperature=0.)
+        return dict(how, stop_token_ids=ends)
     needs_adapters = llm.llm_engine.vllm_config.lora_config is not None
     def generate(prompts, adapters=None):
         if needs_adapters and not adapters: raise ValueError('vLLM was started for adapters: generate with lora_engine')
-        if any(p.temperature for p in prompts): raise ValueError('vllm_engine samples no single prompts: use hf_engine')
         completions = complete_prompts(llm, model, tokenizer, prompts, *encode_cached(prompts), decoding, max_reasoning_tokens, adapters)
         line = not enable_thinking and not warned and unexpected_reasoning(completions)
         if line: warned.append(line), warn(line)
         return completions
     return generate
 
-def complete_prompts(llm, model, tokenizer, prompts, encoded, words, options, max_reasoning_tokens, adapters): # Part of `vllm_engine`
+def complete_prompts(llm, model, tokenizer, prompts, encoded, words, decoding, max_reasoning_tokens, adapters): # Part of `vllm_engine`
     from esma_nb.engines.decoding import decode_reply,reply_limit
     from esma_nb.engines.hf import make_completion
     (rows,truncated,opened),reply_limits = zip(*encoded),[p.max_new_tokens for p in prompts]
-    wanted = [sum(words[p.lang], []) if p.lang and all(words[p.lang]) else [] for p in prompts]
+    listed = [sum(words[p.lang], []) if p.lang and all(words[p.lang]) else [] for p in prompts]
+    wanted = [ids or ([] if p.logprobs else None) for ids,p in zip(listed, prompts)]
     def extend_limit(i, reply): return reply_limit(tokenizer, reply, opened[i], reply_limits[i], max_reasoning_tokens)
-    ids,logprobs = generate_tokens(llm, rows, reply_limits, options, wanted, extend_limit, adapters)
+    ids,logprobs = generate_tokens(llm, rows, reply_limits, [partial(decoding, p) for p in prompts], wanted, extend_limit, adapters)
     parts = [decode_reply(tokenizer, *x) for x in zip(ids, opened, reply_limits)]
     completions = [make_completion(*x, model) for x in zip(parts, ids, reply_limits, truncated)]
-    for p,c,(*_,start),at,asked in zip(prompts, completions, parts, logprobs, wanted):
-        if asked and not c.failed and start<len(at): c.log_odds = listed_odds(at[start], *words[p.lang])
+    for p,c,reply,(*_,start),limit,at,asked in zip(prompts, completions, ids, parts, reply_limits, logprobs, listed):
+        if c.failed: continue
+        if asked and start<len(at): c.log_odds = listed_odds(at[start], *words[p.lang])
+        if p.logprobs: c.logprobs = [x[token] for x,token in zip(at, reply)][start:start+limit]
     return completions
 
 # %% ../../nbs/engines/07_vllm.ipynb #18424525

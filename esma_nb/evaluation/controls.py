@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['question_words', 'claim_categories', 'shuffle_answers', 'chance_level', 'difference_to_chance', 'surface_features',
-           'logistic', 'predict_correct', 'match_yes_rate', 'cohen_kappa', 'deciding_measure', 'Control',
+           'logistic_regression', 'predict_correct', 'match_yes_rate', 'deciding_measure', 'Control',
            'evaluate_control', 'swap_answers', 'other_wording', 'controls', 'verdict', 'format_difference',
            'markdown_table', 'control_table']
 
@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 import numpy as np
 from ..metrics.signal_detection import dprime
-from ..metrics.scores import auroc_first,check_bits,bracket_flagged,dagger_note,count_cells,flags,loglinear,average_ranks,valid_rows
+from ..metrics.scores import auroc_first,check_bits,bracket_flagged,dagger_note,count_cells,flags,loglinear,average_ranks,grader_agreement,valid_rows
 from .records import columns
 from .paired import Difference,differences,measures,influences
 
@@ -71,9 +71,9 @@ def surface_features(question:str)->list: # 10 numbers
     by_features_odds = [np.log1p(len(question)), np.log1p(len(question.split())), bool(re.search(r'\d', question))]
     return by_features_odds + [bool(re.search(p, question.lower())) for p in question_words.values()]
 
-def logistic(
-    x:np.ndarray, # (rows, features)
-    y:np.ndarray, # (rows,), 0 or 1
+def logistic_regression(
+    x:np.ndarray, # (rows, features), each with a standard deviation of about 1
+    y:np.ndarray, # (rows,), from 0 to 1
     ridge:float=1., # L2 penalty; keeps the weights finite
 )->np.ndarray: # Weights, (features,); `x@w` are log-odds
     "Logistic regression by Newton's method."
@@ -97,7 +97,7 @@ def predict_correct(
     x,part,odds = np.array([surface_features(r.question) for r in records], float),np.empty(len(right), int),np.empty(len(right))
     x = np.column_stack([np.ones(len(x)), (x-x.mean(0)) / np.where(x.std(0)>0, x.std(0), 1)])
     for kind in (right, ~right): part[rng.permutation(np.flatnonzero(kind))] = np.arange(kind.sum())%folds
-    for k in range(folds): odds[part==k] = x[part==k] @ logistic(x[part!=k], right[part!=k])
+    for k in range(folds): odds[part==k] = x[part==k] @ logistic_regression(x[part!=k], right[part!=k])
     return odds.tolist()
 
 def match_yes_rate(
@@ -113,12 +113,6 @@ def match_yes_rate(
     return [None if y is None else i in first for i,y in enumerate(yes)]
 
 # %% ../../nbs/evaluation/04_controls.ipynb #eef956ad
-def cohen_kappa(a, b)->float: # 1 if the answers agree always, 0 if as often as by chance
-    "Cohen's kappa (1960)."
-    a,b = np.array(a, bool),np.array(b, bool)
-    chance_level = a.mean()*b.mean() + (1-a.mean())*(1-b.mean())
-    return float(((a==b).mean()-chance_level) / (1-chance_level)) if chance_level<1 else 1.
-
 def deciding_measure(rows)->str: # One of `measures`
     "The deciding measure: d′, or the AUROC where d′ depends on its correction."
     valid_rows = any(o is not None for o in rows['log_odds'])
@@ -144,7 +138,8 @@ def swap_answers(name, rows, records, lead)->Control:
     theirs = columns(records)['correct']
     c = evaluate_control(f'answers of {name}', differences(dict(rows, correct=theirs), rows), lead,
         'its claims predict its own answers better', 'its claims may predict those as well: they may be about difficulty')
-    same = cohen_kappa(rows['correct'], theirs)
+    kappa = grader_agreement(rows['correct'], theirs)['kappa']
+    same = 1. if kappa is None else kappa # None: both know all, or both nothing
     if c.passed is False and same>.8: c.passed,c.says = None,f'undecided: both know the same (kappa {same:.2f})'
     return c
 

@@ -13,6 +13,7 @@ from math import log
 import numpy as np
 from .records import columns
 from .paired import Difference,differences
+from .controls import logistic_regression
 
 # %% ../../nbs/evaluation/07_recalibration.ipynb #01fe6834
 def fold_of(
@@ -70,15 +71,12 @@ def platt(
     correct, # `(rows,)`
     log_odds, # `(rows,)`
 ): # From log-odds to calibrated log-odds
-    "Platt scaling, by Newton's method."
-    right,x = np.asarray(correct, bool),np.stack([np.asarray(log_odds, float), np.ones(len(log_odds))], 1)
-    target,w = np.where(right, (right.sum()+1)/(right.sum()+2), 1/((~right).sum()+2)),np.array([0., 0.])
-    for _ in range(100):
-        p = 1/(1+np.exp(-np.clip(x@w, -30, 30)))
-        move = np.linalg.solve((x.T*(p*(1-p)))@x + 1e-9*np.eye(2), x.T@(target-p))
-        w = w + move*min(1, 5/max(abs(move)))
-        if abs(move).max()<1e-10: break
-    return lambda value: float(w[0]*value + w[1])
+    "Platt scaling: logistic regression on the log-odds."
+    right,odds = np.asarray(correct, bool),np.asarray(log_odds, float)
+    middle,spread = odds.mean(),odds.std() or 1
+    target = np.where(right, (right.sum()+1)/(right.sum()+2), 1/((~right).sum()+2))
+    slope,shift = logistic_regression(np.stack([(odds-middle)/spread, np.ones(len(odds))], 1), target, ridge=1e-9)
+    return lambda value: float(slope*(value-middle)/spread + shift)
 
 def isotonic(
     correct, # `(rows,)`
