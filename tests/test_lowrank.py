@@ -70,10 +70,10 @@ def test_a_crew_leaves_every_bit(dtype):
     home = fingerprint(master.state()),fingerprint(dict(model.named_parameters()))
     ask = lowrank_engine(LowRankBatch(model, master.params), tokenizer)
     prompts = [direct_prompt('What is the capital of France?'), meta_prompt('What is the capital of France?')]
-    members = [(key, .04*sign) for key,sign in sample_population(1, 0, 8)]
-    before = ask(members, prompts)
-    with pytest.raises(AttributeError): ask(members, [None])
-    assert ask(members, prompts)==before
+    members = [(key, .04*sign) for key,sign in sample_population(1, 0, 8) for _ in prompts]
+    before = ask(members, prompts*8)
+    with pytest.raises(AttributeError): ask(members[:1], [None])
+    assert ask(members, prompts*8)==before
     assert (fingerprint(master.state()), fingerprint(dict(model.named_parameters())))==home
     assert not any(m._forward_hooks for m in model.modules())
 

@@ -3,6 +3,7 @@ import json,os,shutil,signal,subprocess,sys,time
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
+from esma_nb.prompts.templates import Prompt
 
 BIN = Path(sys.executable).parent
 TINY = '--num_iterations 4 --sigma .04 --population_size 4 --num_data_per_iteration 16 --num-val-samples 40 --seed 5'.split()
@@ -91,6 +92,9 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
     (['--dataset', 'trivia'], "no dataset 'trivia'"),
     (['--lang', 'tlh'], 'pick one of en'),
     (['--reward-type', 'fame'], 'esma, correct, alignment'),
+    (['--reward', 'fame'], 'unrecognized arguments'),
+    (['--claim', 'guess'], 'percent, p_true'),
+    (['--claim', 'idk', '--reward_type', 'brier'], 'needs log-odds'),
     (['--population-size', '1'], 'use 2 or more'),
     (['--population-size', '5'], 'even number'),
     (['--sigma', '0'], 'above 0'),
@@ -150,3 +154,45 @@ def test_other_question_sets_are_measured_before_and_after(tmp_path):
     assert found['accuracy']['ci'] and {p.stem for p in (tmp_path/'run'/'also'/'other').glob('*.jsonl')}=={'before', 'after'}
     card = (tmp_path/'run'/'model'/'README.md').read_text()
     assert 'Other question sets, before and after' in card and str(tmp_path) not in card
+
+SMALL = dict(sigma=.04, population_size=4, num_data_per_iteration=16, num_val_samples=40, seed=5, device='cpu')
+def brevity(records): return [1/(1+len(r.direct_output)) for r in records]
+def capitals(row): return [Prompt(f"Answer in capital letters.\nQuestion: {row['question']}\n")]
+
+def python_train(out, **options):
+    from esma_nb.evolution.train import train
+    return train(**SMALL | options, output_dir=str(out))
+
+def test_own_reward_and_prompts_resume_with_the_same_functions_only(tmp_path):
+    own = dict(reward=brevity, prompts=capitals)
+    at_once = python_train(tmp_path/'whole', num_iterations=2, **own)
+    python_train(tmp_path/'parts', num_iterations=1, **own)
+    assert python_train(tmp_path/'parts', num_iterations=2, **own)['model_sha256']==at_once['model_sha256']
+    args = json.loads((tmp_path/'whole'/'args.json').read_text())['args']
+    assert all(args[k]['name'].endswith(f'.{f.__name__}') and len(args[k]['sha256'])==64 for k,f in own.items())
+    for other in (dict(reward=lambda records: brevity(records), prompts=capitals), dict(reward=brevity), {}):
+        with pytest.raises(ValueError, match='belongs to a run with'): python_train(tmp_path/'parts', num_iterations=2, **other)
+    records = [json.loads(l) for l in (tmp_path/'parts'/'records'/'before.jsonl').open()]
+    assert all(r['meta_output'] is None and r['yes'] is None for r in records)
+    assert at_once['before']['reward']==pytest.approx(sum(1/(1+len(r['direct_output'])) for r in records)/40)
+    card = (tmp_path/'whole'/'model'/'README.md').read_text()
+    assert args['reward']['sha256'] in card and args['prompts']['name'] in card
+
+@pytest.mark.parametrize('reward,prompts,says', [
+    (lambda records: [1.], None, 'shape (1,) for 2 records'),
+    (lambda records: [float('nan')]*len(records), None, 'returned nan for record 0'),
+    (lambda records: 'fine', None, "returned 'fine'"),
+    (None, lambda row: row['question'], 'return a list of 1 or 2 Prompt'),
+    (None, lambda row: [Prompt('?')]*(1+len(row['question'])%2), 'the same number')])
+def test_a_wrong_function_is_one_line_and_leaves_nothing(reward, prompts, says, tmp_path):
+    with pytest.raises(ValueError) as e: python_train(tmp_path/'run', reward=reward, prompts=prompts)
+    assert says in str(e.value) and '\n' not in str(e.value) and not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('claim,reward', [('logits', 'brier'), ('percent', 'log')])
+def test_other_claims_train(claim, reward, tmp_path):
+    done = train(tmp_path/'run', '--claim', claim, '--reward_type', reward, '--num_iterations', 2)
+    assert done.returncode==0 and '| reward ' in done.stdout, done.stderr
+    r = json.loads((tmp_path/'run'/'records'/'before.jsonl').open().readline())
+    assert r['meta_output'] is not None and (claim=='percent' or r['yes']==(r['log_odds']>0))
+    refused = train(tmp_path/'run', '--reward_type', reward, '--num_iterations', 2)
+    assert refused.returncode==2 and f"claim='{claim}' (now 'meta')" in refused.stderr
