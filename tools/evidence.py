@@ -8,11 +8,13 @@ from pathlib import Path
 from bare_records import strip
 from half_known import half_known
 from dataclasses import replace
-from esma_nb.core.runs import append_lines,atomic_write
+import numpy as np
+from scipy.stats import t
+from esma_nb.core.runs import append_lines,atomic_write,read_lines
 from esma_nb.datasets.registry import load_rows
 from esma_nb.evaluation.paired import join_records,pooled_difference
 from esma_nb.evaluation.recalibration import best_threshold
-from esma_nb.evaluation.records import columns,load_records
+from esma_nb.evaluation.records import columns,load_records,record_files,scores
 
 home = Path(__file__).parents[1]/'runs'
 seeds,sets = (1, 2, 3),('trivia_qa', 'nq_open', 'web_questions')
@@ -58,7 +60,18 @@ def run(out:str, hours:str='1e9', *names):
         command = f'esma_nb_{command} --output_dir {name}'
         print(command, flush=True)
         subprocess.run(command.split(), cwd=out, check=True)
-        strip(out/name, home/'evidence'/name)
+        keep(out/name, home/'evidence'/name)
+
+def keep(run:Path, out:Path): # Of a real model the records without words; of the miniature, which any machine computes again from the journal, the held-out scores by iteration
+    if not run.name.startswith('demo-'): return strip(run, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ('args.json', 'journal.jsonl', 'summary.json'):
+        if (run/name).exists(): (out/name).write_bytes((run/name).read_bytes())
+    with atomic_write(out/'heldout.jsonl') as draft: append_lines(draft, [dict(iteration=0 if n=='before' else int(n[4:])) | heldout(load_records(p)) for n,p in record_files(run).items()])
+
+def heldout(rs)->dict:
+    s = scores(rs)
+    return {k: getattr(s, k) for k in ('n', 'counts', 'unparsed', 'accuracy', 'd_prime_loglinear', 'auroc')}
 
 def records(name): return load_records(home/'evidence'/name/'records'/'meta.jsonl')
 def complete(arm): return [s for s in seeds if all((home/'evidence'/f'{arm}-{s}-{q}'/'summary.json').exists() for q in sets)]
@@ -76,6 +89,23 @@ def outcome(arm:str, measure:str, confidence:float=.95, threshold=False, questio
     first,*others = zip(*map(joined, questions))
     return pooled_difference(list(first), [list(o) for o in others], measure, confidence)
 
+def curves(way)->list: # For each seed the held-out d′ by iteration
+    runs = [home/'evidence'/f'demo-{way}-{seed}'/'heldout.jsonl' for seed in range(10)]
+    return [{l['iteration']: l['d_prime_loglinear'] for l in read_lines(p)} for p in runs if p.exists()]
+
+def t_interval(x, confidence=.95)->tuple: # Mean, and its interval over seeds
+    half = t.ppf((1+confidence)/2, len(x)-1)*np.std(x, ddof=1)/len(x)**.5
+    return np.mean(x),np.mean(x)-half,np.mean(x)+half
+
+def miniature(): # Rows of the table of 10 seeds: final d′, and its difference to esma of the same seed
+    final = {way: [c[max(c)] for c in curves(way)] for way in ways}
+    n = min(map(len, final.values()))
+    for way,d in final.items():
+        if n<2: return
+        less = t_interval(np.subtract(d[:n], final['esma'][:n]), .99) if way!='esma' else None
+        reached = [min((i for i,v in c.items() if v>=1), default=None) for c in curves(way)[:n]]
+        yield way,n,t_interval(d[:n]),less,reached
+
 outcomes = { # Name: measure, and whether base's claims come from a threshold
     'AUROC': ('auroc', False), 'd′ of words, less d′ of the threshold': ('d_prime_loglinear', True), 'accuracy': ('accuracy', False), 'says yes': ('yes_rate', False)}
 
@@ -88,5 +118,9 @@ def tables():
         for name,(measure,threshold) in outcomes.items():
             d,wide = (outcome(arm, measure, c, threshold) for c in (.95, 1-.05/8))
             print(f"| {arm} | {len(d.each)} | {name} | {shown(d)} | {shown(wide).split(' ', 1)[1]} | {' '.join(f'{x:+.3f}' for x in d.each)} |")
+
+    print('\n| way | seeds | final d′, 95 % interval | less esma, 99 % interval | first iteration with d′ of 1, by seed |\n|---|---|---|---|---|')
+    for way,n,d,less,reached in miniature():
+        print(f"| {way} | {n} | {d[0]:.2f} [{d[1]:.2f}, {d[2]:.2f}] | {f'{less[0]:+.2f} [{less[1]:+.2f}, {less[2]:+.2f}]' if less else ''} | {' '.join(str(r or '–') for r in reached)} |")
 
 if __name__=='__main__': dict(run=run, tables=tables)[sys.argv[1]](*sys.argv[2:])
