@@ -133,9 +133,10 @@ def command(f):
     "Decorator: `f` parses the command line when a script calls it without arguments, and is an ordinary function otherwise."
     @wraps(f)
     def wrapped(*args, **kwargs):
-        if args or kwargs or not _is_program(sys._getframe(1)):
-            check_numbers(dict(zip(signature(f).parameters, args)) | kwargs)
-            return f(*args, **kwargs)
-        run_command(f)
+        if not (args or kwargs) and _is_program(sys._getframe(1)): return run_command(f)
+        options = signature(f).bind(*args, **kwargs)
+        options.apply_defaults()
+        check_numbers(options.arguments)
+        return f(**options.arguments)
     if _is_program(sys._getframe(1)): raise SystemExit(run_command(f))
     return wrapped

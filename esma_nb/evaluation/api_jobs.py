@@ -4,26 +4,24 @@
 
 # %% auto #0
 __all__ = ['rewrite_file', 'remaining_rows', 'paid_attempts', 'evaluate_api', 'row_prompts', 'later_prompts', 'sort_records',
-           'api_key_from', 'usage_of', 'warn_reasoning', 'run_and_bill', 'checked_price', 'server_options', 'not_none',
-           'eval_api']
+           'usage_of', 'warn_reasoning', 'run_and_bill', 'checked_price', 'server_options', 'not_none', 'eval_api']
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #4b844fd2
-import json,os,re
+import json
 from collections import Counter
 from dataclasses import asdict,replace
 from math import inf
-from pathlib import Path
 from time import monotonic,perf_counter
 from fastcore.meta import delegates
 from ..metrics.matching import matchers
 from ..core.cli import command
 from ..core.runs import append_lines,lock_run,read_json,read_lines,atomic_write,write_json
 from ..api.chat_completions import max_token_usage,cost,parse_price
-from ..api.client import APIEngine,parse_base_url,gather_or_cancel
+from ..api.client import APIEngine,api_key_from,gather_or_cancel
 from ..prompts.elicitation import claim_prompts
 from ..signals.elicit import signal_prompts,signal_scores
-from .records import failures,load_records,record,scores
-from .evaluate import EvaluationPlan,close_evaluation,judge_run,open_evaluation,plan_evaluation,with_progress
+from .records import failures,load_records,record
+from .evaluate import Plan,close_evaluation,evaluation_options,open_evaluation,plan_evaluation,with_progress
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #da964244
 def rewrite_file(path, lines): # Atomic: all lines or no change
@@ -108,22 +106,6 @@ def sort_records(path, rows)->list: # The records; sorts the file into the order
     return load_records(path)
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #ef1494d7
-def api_key_from(
-    name:str, # Environment variable that holds the key; `none` for a server that needs no key
-    base_url:str, # The server that would get the key
-    env:dict=None, # Environment variables; None: those of this process
-)->str:
-    "The API key, unless it would be sent unencrypted."
-    url,key = parse_base_url(base_url),(os.environ if env is None else env).get(name, '').strip()
-    near = url.hostname in ('localhost', '127.0.0.1', '::1')
-    if name=='none' or near and not key: return 'none'
-    if not key and not re.fullmatch('[A-Z_][A-Z0-9_]*', name):
-        raise ValueError('--key_env names an environment variable, such as OPENAI_API_KEY, and not the key itself')
-    if not key: raise ValueError(f'no key in the environment variable {name}: set it, or name another by --key_env')
-    if url.scheme=='http' and not near:
-        raise ValueError(f"the key in {name} would travel unencrypted to {url.hostname}: use https, or --key_env none")
-    return key
-
 def usage_of(path, price)->dict: # JSON-ready
     "Requests, tokens and dollars of a run, and which models answered."
     lines = read_lines(path)
@@ -149,14 +131,13 @@ def warn_reasoning(
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #270e9502
 def run_and_bill(
-    out:Path, # The run's folder
+    plan:Plan, # From `plan_evaluation`
     remote:APIEngine, # The model and its server
-    plan:EvaluationPlan, # What is asked
     price:tuple, # Dollars per million tokens, in and out
     **budget, # `max_cost` and `max_minutes`; None: no limit
 )->dict: # For `summary.json`
     "Print the maximum cost, evaluate, and print the real cost."
-    path,rows,claim,signals = out/'records'/f"{plan.args['claim']}.jsonl",plan.rows,plan.claim,plan.signals
+    path,rows,claim,signals = plan.records,plan.rows,plan.claim,plan.signals
     todo,_ = remaining_rows(path, rows)
     ahead = max_token_usage([p for r in todo for p in (*row_prompts(claim, r, signals), *later_prompts(claim, r, signals))], remote.max_reasoning_tokens)
     print('{} questions to ask: up to {:,} tokens in, {:,} out, ${:.4f}'.format(len(todo), *ahead, cost(price, ahead)))
@@ -177,7 +158,7 @@ def run_and_bill(
     print('{requests:,} requests: {prompt_tokens:,} tokens in, {completion_tokens:,} out, ${dollars}'.format(**used))
     if left: print(f'the budget left out {left} of {len(rows)} questions: the same command with a larger one goes on')
     granted = {k: v[0] for k,v in remote.request_options.items() if k in remote.accepted_options}
-    return dict(scores=scores(records).asdict(), usage=used, granted=granted, left=left)
+    return dict(usage=used, granted=granted, left=left)
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #74cd359c
 def checked_price(model, price, max_cost)->tuple: # Dollars per million tokens, in and out
@@ -192,12 +173,11 @@ def not_none(**options)->dict: return {k: v for k,v in options.items() if v is n
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #a2cf2006
 @command
-@delegates(plan_evaluation, but='chat, meta_chat')
+@delegates(evaluation_options)
 def eval_api(
     model:str=None, # The model's name on the server
     base_url:str='https://api.openai.com/v1', # Any server with the chat completions API
     key_env:str='OPENAI_API_KEY', # Environment variable that holds the API key; `none` to send no key
-    dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     reasoning_effort:str=None, # none, minimal, low, medium, high; default: the lowest that the server accepts, or low with --enable_thinking
     concurrency:int=32, # Most requests under way at once
     timeout:float=60, # Seconds of one attempt
@@ -205,20 +185,12 @@ def eval_api(
     price:str=None, # Dollars per million tokens in and out, such as 0.15,0.60, or a JSON file of such pairs by model
     max_cost:float=None, # Dollars that the whole run may cost
     max_minutes:float=None, # Minutes until no more questions are asked
-    output_dir:str=None, # Where records and scores go; default: out/api-MODEL-DATASET-CLAIM
-    **kwargs
-):
+    **kwargs):
     "Measure what a remote model knows and whether it knows that it knows; the same command again resumes."
+    args = {k: v for k,v in (locals() | kwargs).items() if k!='kwargs'}
     rate,key = checked_price(model, price, max_cost),api_key_from(key_env, base_url)
-    plan = plan_evaluation(dataset, meta_chat=True, **kwargs)
-    args = dict(model=model, base_url=base_url, reasoning_effort=reasoning_effort) | plan.args # The others may change when a run is resumed
-    wanted = server_options(plan.protocol, reasoning_effort) | dict(enable_thinking=args['enable_thinking'])
-    remote = APIEngine(model, base_url, key, concurrency, timeout, tries, args['max_reasoning_tokens'], args['seed'], **wanted)
-    out = Path(output_dir or f"out/api-{Path(model).name}-{Path(dataset).stem}-{args['claim']}")
-    judge = plan.open_judge(out)
-    open_evaluation(out, args, plan)
-    with lock_run(out):
-        result = run_and_bill(out, remote, plan, rate, max_cost=max_cost, max_minutes=max_minutes)
-        if judge: result |= dict(scores=scores(judge_run(out/'records'/f"{args['claim']}.jsonl", judge)).asdict())
-    close_evaluation(out, result, plan)
-    return result['scores']
+    plan = plan_evaluation(args, 'api', meta_chat=True)
+    wanted = server_options(plan.protocol, reasoning_effort) | {k: args[k] for k in ('seed', 'enable_thinking', 'max_reasoning_tokens')}
+    remote = APIEngine(model, base_url, key, concurrency, timeout, tries, **wanted)
+    open_evaluation(plan)
+    with lock_run(plan.out): return close_evaluation(plan, **run_and_bill(plan, remote, rate, max_cost=max_cost, max_minutes=max_minutes))
