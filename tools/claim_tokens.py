@@ -8,7 +8,7 @@ they read the other way or leave unread, and the seconds that the replies took. 
 import re,sys
 from collections import Counter
 from time import perf_counter
-from esma_nb.metrics.matching import normalize_text
+from esma_nb.metrics.normalization import normalize_text
 from esma_nb.prompts.templates import meta_prompt
 from esma_nb.prompts.claim_parsing import reads_yes
 from esma_nb.datasets.registry import load_rows

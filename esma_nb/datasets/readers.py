@@ -84,6 +84,8 @@ def read_csv(
     if not rows: return []
     names = column_names(rows[0])
     if names is rows[0]: places,rows = places[1:],rows[1:]
+    twice = next((n for n in names if n and names.count(n)>1), None)
+    if twice: raise ValueError(f"the first line names 2 columns {twice!r}: rename or remove one of them")
     odd = [i for i,row in zip(places, rows) if len(row)!=len(names)]
     if odd: raise ValueError(f"line {odd[0]} has not as many cells as the first line")
     return [dict(zip(names, row)) for row in rows]

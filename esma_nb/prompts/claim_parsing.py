@@ -10,7 +10,7 @@ __all__ = ['english', 'korean', 'chinese', 'spanish', 'claim_words', 'signs', 'b
 import re
 from dataclasses import dataclass,fields
 from functools import lru_cache
-from ..metrics.matching import normalize_text
+from ..metrics.normalization import normalize_text
 from .templates import language
 
 # %% ../../nbs/prompts/02_claim_parsing.ipynb #43142475

@@ -8,7 +8,8 @@ __all__ = ['mutual', 'either', 'new_words', 'cluster', 'consistency', 'semantic_
 # %% ../../nbs/signals/01_sampling.ipynb #9d410a3c
 from collections import Counter
 import numpy as np
-from ..metrics.matching import common_words,normalized_words,word_match
+from ..metrics.normalization import normalized_words
+from ..metrics.matching import common_words,word_match
 from .likelihood import entropy
 
 # %% ../../nbs/signals/01_sampling.ipynb #d17934e5
