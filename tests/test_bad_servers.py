@@ -5,11 +5,12 @@ import pytest
 from servers import KEY,Server
 from esma_nb.api.client import APIEngine,gather_or_cancel
 from esma_nb.prompts.elicitation import logits_claim,meta_claim
-from esma_nb.evaluation.records import failures,record
+from esma_nb.evaluation.records import failures,load_records,record,scores
 from esma_nb.evaluation.protocol import resolve_protocol,build_claim
 from esma_nb.metrics.matching import matchers
 from esma_nb.prompts.templates import Completion,direct_prompt,meta_prompt
 from esma_nb.evaluation.api_jobs import evaluate_api,run_and_bill
+from esma_nb.evaluation.evaluate import Plan
 
 ROW = dict(question_id='1', question='What is the capital of Country 1?', answers=['City 1'])
 PROMPTS = [direct_prompt(ROW['question']), meta_prompt(ROW['question'])]
@@ -359,16 +360,17 @@ def test_a_template_that_opens_the_block(server): # DeepSeek-R1 without a reason
     assert [bool(r.failed) for r in replies]==[False]*4 + [True]*2 and replies[4].reasoning==thought
 
 ROWS = [dict(ROW, question_id=str(i), question=f'What is the capital of Country {i}?') for i in range(30)]
+def plan_of(out): return Plan(out, dict(claim='meta'), resolve_protocol('default'), meta_claim(), ROWS, counts={}, signals=None, judge=None)
 
 def test_a_run_says_what_failed(server, tmp_path, capsys): # The reasoning is noticed at the first row, and the failures are counted at the end
     (tmp_path/'records').mkdir()
     def send(handler, text): handler.say(200, json.dumps(chat(f'<think>{thought}</think>{text}' if len(handler.server.seen)%3 else '<think>', 'stop')))
     behave(server, send)
-    how = dict(name='meta', claim=meta_claim(), match=matchers['words'], price=(0., 0.))
-    result = run_and_bill(tmp_path, remote_of(server, concurrency=1), ROWS, **how)
+    plan = plan_of(tmp_path)
+    run_and_bill(plan, remote_of(server, concurrency=1), (0., 0.))
     out = capsys.readouterr().out
     assert out.count('bad writes reasoning although --no-enable_thinking: give --max_reasoning_tokens 1024, its reasoning is not scored')==1
-    assert result['scores']['failed']==20
+    assert scores(load_records(plan.records)).failed==20
     records = evaluate_api(tmp_path/'records'/'again.jsonl', remote_of(server, concurrency=1), ROWS, meta_claim())
     assert re.fullmatch(r'20 of 30 rows failed: 20 x no answer within \d+ tokens: raise --max_reasoning_tokens', failures(records))
 
@@ -376,7 +378,7 @@ def test_a_run_that_stops_says_why(server, tmp_path, capsys):
     (tmp_path/'records').mkdir()
     behave(server, body(lambda t: chat(None)))
     with pytest.raises(ConnectionError, match='20 prompts in a row failed'):
-        run_and_bill(tmp_path, remote_of(server, concurrency=1), ROWS, 'meta', meta_claim(), matchers['words'], (0., 0.))
+        run_and_bill(plan_of(tmp_path), remote_of(server, concurrency=1), (0., 0.))
     assert re.search(r'(\d+) of \1 rows failed: \1 x empty reply \(finish_reason stop\)', capsys.readouterr().out)
 
 def test_a_cancellation_that_is_lost_is_repeated(): # As `asyncio.wait_for` loses one before Python 3.12 when its work ends at that moment
