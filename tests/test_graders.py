@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from esma_nb.api.client import APIEngine
 from esma_nb.api.judge import judge,judge_bill
-from esma_nb.core.runs import append_lines,read_lines
+from esma_nb.core.runs import append_lines,read_json,read_lines
 from esma_nb.metrics.matching import multiple_choice_match,numeric_match
 from servers import Server
 
@@ -82,6 +82,31 @@ def test_eval_with_a_judge(serve, tmp_path):
     lines = read_lines(tmp_path/'x'/'records'/'meta.jsonl')
     assert len(lines)==6 and all(l['correct'] is False and l['grades']['judge']=='not attempted' for l in lines)
     assert '6 not attempted' in r.stdout and len(server.seen)==6
+
+def test_eval_api_with_a_judge(serve, tmp_path):
+    "Killed while the judge is asked, and resumed: no question and no finished judgement twice; the bill is in the summary, and nothing of it changes on a third start."
+    questions,out = tmp_path/'q.jsonl',tmp_path/'run'
+    append_lines(questions, [dict(question_id=str(i), question=f'Question {i}?', answers=[f'City {i}']) for i in range(30)])
+    def answers(server, q, n):
+        text = q['messages'][0]['content']
+        return says('Yes' if 'Do you know' in text else f"Reply {text.split('Question ')[1].split('?')[0]}")
+    model,server = serve(answers),serve(lambda server, q, n: says(grade_of(number(q)), wait=.1))
+    words = [str(w) for w in (BIN/'esma_nb_eval_api', '--model', 'm', '--base_url', model.url, '--key_env', 'none', '--dataset', questions, '--price', '1,1', '--output_dir', out,
+        '--grader', 'judge', '--judge_model', 'judge-1', '--judge_url', server.url, '--judge_key_env', 'none', '--judge_price', '2,2')]
+    path,env = out/'judgements.jsonl',dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+    p = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    while p.poll() is None and len(read_lines(path))<4: time.sleep(.01)
+    p.kill(), p.communicate()
+    done,asked = {l['key'] for l in read_lines(path)},len(server.seen)
+    assert 4 <= len(done) < 30 and len(model.seen)==60 and not (out/'summary.json').exists()
+    assert all(l['correct'] is None for l in read_lines(out/'records'/'meta.jsonl')) # Unknown until it is judged
+    r = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert r.returncode==0 and len(model.seen)==60 and len(server.seen)-asked==30-len(done), r.stderr
+    summary,lines = read_json(out/'summary.json'),read_lines(out/'records'/'meta.jsonl')
+    assert summary['judge']==dict(judgements=30, unreadable=0, failed=0, requests=30, prompt_tokens=3000, completion_tokens=60, dollars=.00612)
+    assert summary['usage']['dollars']==.00612 and summary['scores']['n']==30 and [l['grades']['judge'] for l in lines]==[grade_of(i) for i in range(30)]
+    assert subprocess.run(words, capture_output=True, env=env).returncode==0
+    assert (read_json(out/'summary.json'), read_lines(out/'records'/'meta.jsonl'), len(model.seen), len(server.seen)-asked)==(summary, lines, 60, 30-len(done))
 
 @pytest.mark.parametrize('reply,right', [('B', 1), ('(b) Lyon', 0), ('B) Lyon', 1), ('Answer: B', 1), ('C. Lyon', 0), ('lyon', 1), ('Lyon or Paris', 0), ('A B', 0)])
 def test_multiple_choice(reply, right): assert multiple_choice_match(reply, ['B', 'Lyon'])==bool(right)

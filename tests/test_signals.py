@@ -109,3 +109,41 @@ def test_remote_model(tmp_path):
         assert s['consistency']==0 and abs(s['semantic_entropy']+log(3))<1e-9 and abs(s['semantic_entropy_rao']+log(3))<1e-9
         assert l['tries']==7 and l['billed']==[350, 21] # Answer, claim, percentage, P(True) and 3 samples
     assert done.stdout.count('entropy: not known, because it needs log-probabilities of the whole vocabulary')==1
+    samples = [json.loads(l) for l in (tmp_path/'run'/'samples.jsonl').open()]
+    assert len(samples)==4 and all(l['seeded'] and l['clusters']==[0, 1, 2] for l in samples)
+
+def test_samples_have_seeds_and_are_grouped_again(tmp_path):
+    "Another seed for each question and sample; without, where the server says 400; clusters by matcher and by a judge, without new samples."
+    seeds,judged = [],[]
+    def say(handler, text): handler.say(200, json.dumps(dict(model='m', usage=dict(prompt_tokens=50, completion_tokens=3),
+        choices=[dict(index=0, message=dict(role='assistant', content=text), finish_reason='stop')])))
+    def town(handler, body):
+        text = body['messages'][0]['content']
+        if 'You grade one reply' in text: return judged.append(text) or say(handler, 'incorrect' if 'village' in text else 'correct')
+        if 'Capital 3' in text and 'seed' in body: return handler.say(400, json.dumps(dict(error=dict(message="Unknown parameter: 'seed'"))))
+        if body.get('temperature')!=1: return say(handler, 'Yes' if 'Do you know' in text else 'city')
+        seeds.append(body.get('seed'))
+        say(handler, ('town', 'city', 'village')[len(seeds)%3])
+    def ask(folder, *numbers):
+        questions = tmp_path/f'{folder}.jsonl'
+        questions.write_text(''.join(json.dumps(dict(question_id=str(i), question=f'Capital {i}?', answers=['city']))+'\n' for i in numbers))
+        done = run(BIN/'esma_nb_eval_api', '--model', 'm', '--base_url', server.url, '--key_env', 'none', '--dataset', questions, '--concurrency', '1',
+            '--signals', 'consistency', '--samples', '3', '--output_dir', tmp_path/folder)
+        assert done.returncode==0, done.stderr
+        return done.stdout,json.loads((tmp_path/folder/'summary.json').read_text())['granted']['seed'],[json.loads(l) for l in (tmp_path/folder/'samples.jsonl').open()]
+    server = Server(lambda *_: town)
+    try:
+        said,granted,lines = ask('with', 0, 1, 2)
+        assert granted is True and len({*seeds})==9 and None not in seeds and 'takes no seed' not in said and all(l['seeded'] for l in lines)
+        score = [BIN/'esma_nb_score', tmp_path/'with', '--cluster_by']
+        assert '| consistency' in run(*score, 'exact').stdout and len(seeds)==9
+        before = (tmp_path/'with'/'records'/'meta.jsonl').read_bytes()
+        by_judge = run(*score, 'judge', '--judge_model', 'j', '--judge_url', server.url)
+        assert by_judge.returncode==0 and len(judged)==3*6 and 'judge: 18 judgements' in by_judge.stdout, by_judge.stderr
+        assert (tmp_path/'with'/'records'/'meta.jsonl').read_bytes()==before and len(seeds)==9
+        said,granted,lines = ask('without', 3)
+        assert granted is None and seeds[9:]==[None]*3 and 'm takes no seed: its sampled answers cannot be repeated' in said and not lines[0]['seeded']
+    finally: server.close()
+    for words,says in [(['--cluster_by', 'judge'], 'which judge?'), (['--cluster_by', 'mood'], "no matcher 'mood'")]:
+        done = run(BIN/'esma_nb_score', tmp_path/'with', *words)
+        assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1

@@ -80,6 +80,19 @@ def test_evaluation(tmp_path):
     assert [[r[k] for k in keys] for r in a]==[[r[k] for k in keys] for r in b]
     assert max(abs(x['log_odds']-y['log_odds']) for x,y in zip(a, b))<1e-4
 
+def test_signals(tmp_path):
+    names = 'likelihood entropy percent p_true_letters consistency semantic_entropy semantic_entropy_rao'.split()
+    def signals(engine, name):
+        run('evaluation.evaluate', '--engine', engine, '--num_samples', 40, '--dtype', 'float32', '--samples', 4, '--signals', *names, '--output_dir', tmp_path/name)
+        return [r['signals'] for r in read_lines(tmp_path/name/'records'/'meta.jsonl')],read_lines(tmp_path/name/'samples.jsonl')
+    (hf,_),(ours,samples),again = signals('hf', 'hf'),signals('vllm', 'vllm'),signals('vllm', 'again')
+    for n in ('likelihood', 'p_true_letters'): assert max(abs(a[n]-b[n]) for a,b in zip(hf, ours))<1e-4, n
+    assert [r['percent'] for r in hf]==[r['percent'] for r in ours] and [r['entropy'] for r in ours]==[None]*40
+    assert [l['samples'] for l in samples]==[l['samples'] for l in again[1]] and len({*samples[0]['samples']})<=4
+    for n in ('consistency', 'semantic_entropy', 'semantic_entropy_rao'): # Other random numbers, the same distribution
+        gap = [a[n]-b[n] for a,b in zip(hf, ours)]
+        assert 0<sum(map(abs, gap)) and abs(sum(gap))/40<.15, n
+
 @pytest.mark.parametrize('args,message', [
     (['--tensor_parallel_size', 3], 'attention heads cannot be divided'), (['--device', 'map'], 'for --engine hf'),
     (['--model', 'quantized.gguf'], 'Save it as a folder first')])

@@ -7,14 +7,15 @@ __all__ = ['part_kinds', 'finish_reasons', 'error_hints', 'model_not_found', 're
            'APICompletion', 'estimate_tokens', 'text_in', 'split_parts', 'message_text', 'usage_number',
            'finish_reason_of', 'failure_reason', 'first_choice', 'token_usage', 'parse_completion',
            'closes_unopened_reasoning', 'redact_key', 'join_chunks', 'parse_body', 'decode', 'error_message',
-           'embedded_error_status', 'classify_error', 'retry_after', 'backoff', 'chat_request', 'rejected_option',
-           'parse_price', 'cost', 'max_token_usage']
+           'embedded_error_status', 'classify_error', 'retry_after', 'backoff', 'chat_request', 'sample_seed',
+           'rejected_option', 'parse_price', 'cost', 'max_token_usage']
 
 # %% ../../nbs/api/01_chat_completions.ipynb #76318ece
 import json,re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
+from hashlib import blake2b
 from math import ceil,inf,isfinite
 from pathlib import Path
 from random import Random
@@ -271,7 +272,7 @@ def backoff(
 # %% ../../nbs/api/01_chat_completions.ipynb #8b68936c
 request_options = dict(token_limit=('max_completion_tokens', 'max_tokens'), temperature=(0, None), # Alternatives, best first
     reasoning_effort=('none', 'minimal', 'low', None), thinking=(False, None),
-    top_logprobs=(20, 5, None), token_ids=(None,))
+    top_logprobs=(20, 5, None), token_ids=(None,), seed=(True, None))
 thinking_options = dict(reasoning_effort=('low', 'medium', None), thinking=(True, None)) # With --enable_thinking
 
 def chat_request(
@@ -282,20 +283,24 @@ def chat_request(
     "Build the request for `prompt`."
     if not prompt.chat: raise ValueError('a server has a chat template for everything: chat=False cannot be sent')
     first = {k: v[0] for k,v in request_options.items() if v[0] is not None}
-    odds,ids,thinking,token_limit = (first.pop(k, None) for k in ('top_logprobs', 'token_ids', 'thinking', 'token_limit'))
+    odds,ids,thinking,token_limit,seeded = (first.pop(k, None) for k in ('top_logprobs', 'token_ids', 'thinking', 'token_limit', 'seed'))
     extra = {} if thinking is None else dict(chat_template_kwargs=dict(enable_thinking=thinking, thinking=thinking))
     if odds and prompt.lang: first |= dict(logprobs=True, top_logprobs=odds)
     if odds and prompt.logprobs and not prompt.lang: first |= dict(logprobs=True)
     if prompt.temperature is not None and 'temperature' in first: first['temperature'] = prompt.temperature
+    if prompt.temperature is not None and seeded: first |= dict(seed=sample_seed(prompt))
     if odds and ids and prompt.lang: extra |= dict(logprob_token_ids=list(ids))
     if extra: first |= dict(extra_body=extra)
     limit = {token_limit: prompt.max_new_tokens+max_reasoning_tokens}
     return dict(messages=[dict(role='user', content=prompt.text)]) | limit | first
 
+def sample_seed(prompt)->int: # 31 bits: another number for another seed or text
+    return int.from_bytes(blake2b(repr((prompt.seed, prompt.text)).encode(), digest_size=4).digest(), 'big') >> 1
+
 def rejected_option(words:str)->str: # A key of `request_options`, or None
     "The parameter that a server's error message names."
     known = dict(token_ids='token_ids', thinking='chat_template|enable_thinking', token_limit='max_(completion_|new_)?tokens',
-        temperature='temperature', reasoning_effort='reasoning', top_logprobs='logprob')
+        temperature='temperature', reasoning_effort='reasoning', top_logprobs='logprob', seed='seed')
     return next((k for k,pattern in known.items() if re.search(pattern, words)), None)
 
 # %% ../../nbs/api/01_chat_completions.ipynb #073c9066

@@ -231,7 +231,8 @@ async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
             if verdict=='answered': self.throttle.increase()
             elif status in (408, 429, 503, 529): self.throttle.decrease(began, wait)
         if verdict=='answered':
-            self.accepted_options |= sent.keys() - (set() if prompt.lang else {'top_logprobs', 'token_ids'})
+            unused = dict(top_logprobs=not prompt.lang, token_ids=not prompt.lang, seed=prompt.temperature is None)
+            self.accepted_options |= {k for k in sent if not unused.get(k)}
             return self.count_failures(replace(what, tries=tries))
         why = f"{what}{f' ({status})' if status not in (0, 200) else ''}"
         if verdict=='stop': self.abort(f"{why}{f': {error_hints[status]}' if status in error_hints else ''}")

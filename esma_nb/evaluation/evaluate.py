@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['may_change_on_resume', 'evaluate', 'complete_all', 'is_record_of', 'evaluate_into', 'grade', 'ask_judge', 'judge_run',
-           'print_scores', 'evaluation_options', 'Plan', 'plan_evaluation', 'signal_options', 'open_judge',
-           'open_evaluation', 'close_evaluation', 'with_progress', 'local_model', 'vllm_model', 'eval_model', 'score']
+           'cluster_again', 'print_scores', 'evaluation_options', 'Plan', 'plan_evaluation', 'signal_options',
+           'open_judge', 'open_evaluation', 'close_evaluation', 'with_progress', 'local_model', 'vllm_model',
+           'eval_model', 'score']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #16a7af70
 from dataclasses import asdict,dataclass,replace
@@ -23,7 +24,8 @@ from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..api.judge import Judge,judge_prompt
 from ..signals.elicit import ask_signals,check_signals
-from .records import failures,grades_summary,records_summary,load_records,outcome_of,record,record_files,regrade,scores,signals_table
+from ..signals.sampling import same_by_judge,same_words
+from .records import failures,grades_summary,records_summary,load_records,outcome_of,recluster,record,record_files,regrade,scores,signals_table
 from .protocol import resolve_protocol,token_sampler,build_claim,protocol_diff,prompt_limits,lookup,graders
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #7bda7974
@@ -101,12 +103,21 @@ def judge_run(path, judge)->list: # Grade the records of a finished run, and wri
     with atomic_write(path) as draft: append_lines(draft, lines)
     return records
 
-def print_scores(run, grader=None, judge=None, risk=.1): # What `esma_nb_eval` and `esma_nb_score` print
+def cluster_again(records, path, by:str, judge)->list: # `path`: the samples of their run
+    samples = read_lines(path)
+    if not samples: raise ValueError(f"{path} holds no samples: --cluster_by needs a run with --signals consistency or semantic_entropy")
+    if by!='judge': return recluster(records, samples, partial(same_words, match=graders[by]))
+    questions = {r.question_id: r.question for r in records}
+    texts = {questions[l['question_id']]: [t for t in (l['answer'], *l['samples']) if t is not None] for l in samples if l['question_id'] in questions}
+    return recluster(records, samples, same_by_judge(partial(ask_judge, judge), texts))
+
+def print_scores(run, grader=None, judge=None, risk=.1, cluster_by=None): # What `esma_nb_eval` and `esma_nb_score` print
     about = Path(run)/'args.json'
     protocol = read_json(about).get('protocol') if about.is_file() else None
     for name,path in record_files(run).items():
         records = load_records(path)
         if grader: records = grade(records, grader, (protocol or {}).get('matcher', 'as recorded'), judge)
+        if cluster_by: records = cluster_again(records, path.parent.parent/'samples.jsonl', cluster_by, judge)
         print(f"\n{name}: {records_summary(records)}{f'; {protocol_diff(protocol)}' if protocol else ''}\n")
         if why := failures(records): print(f'{why}\n')
         if found := grades_summary(records): print(f'{found}\n')
@@ -158,6 +169,7 @@ class Plan:
     def match(self): return graders[self.protocol['matcher']]
     @property
     def records(self): return self.out/'records'/f"{self.args['claim']}.jsonl"
+    def keep_samples(self, lines): append_lines(self.out/'samples.jsonl', lines)
 
 def plan_evaluation(
     args:dict, # All options of a command, among them `model` and those of `evaluation_options`
@@ -265,7 +277,7 @@ def eval_model(
     plan = plan_evaluation(args | prompt_limits(args['preset'], args), 'eval')
     generate,device_name = local_model(plan.args, plan.protocol, batch_size, device)
     open_evaluation(plan, device=device_name)
-    ask = plan.signals and partial(ask_signals, **plan.signals)
+    ask = plan.signals and partial(ask_signals, **plan.signals, keep=plan.keep_samples)
     def work(bar): return evaluate_into(plan.records, generate, plan.rows, plan.claim, plan.match, batch_size, lambda done: bar.update(done-bar.n), ask)
     with lock_run(plan.out):
         with_progress(plan.records, len(plan.rows), work)
@@ -280,7 +292,9 @@ def score(
     run:str, # Folder of a run, or a file of records
     grader:str=None, # Grade the answers again: words, exact, substring, multiple_choice, numeric or judge
     risk:float=.1, # For the coverage of signals: highest share of wrong answers among those that are given
+    cluster_by:str=None, # Say again which sampled answers mean the same, for consistency and semantic entropy: words, exact, substring, numeric or judge
     **kwargs):
     "Print the scores of a run, finished or not, from its records; no local model is loaded."
-    if grader: lookup(graders, grader, 'grader')
-    print_scores(run, grader, open_judge(run, grader=='judge', kwargs), risk)
+    for name,what in ((grader, 'grader'), (cluster_by, 'matcher')):
+        if name: lookup(graders, name, what)
+    print_scores(run, grader, open_judge(run, 'judge' in (grader, cluster_by), kwargs), risk, cluster_by)
