@@ -172,7 +172,7 @@ def get_claim(
     claim = claims[name](**kwargs)
     return claim if meta_prompt=='paper' else with_meta_prompt(claim, meta_prompt)
 
-# %% ../../nbs/prompts/03_elicitation.ipynb #a1415568
+# %% ../../nbs/prompts/04_elicitation.ipynb #a1415568
 def own_prompts(
     claim:Claim, # Says how the second reply is read; its own prompts are not used
     prompts:Callable, # From a row (dict with `question_id`, `question`, `answers`) to a list of 1 or 2 `Prompt`s: for the answer, and for the claim
