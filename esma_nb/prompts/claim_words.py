@@ -70,11 +70,13 @@ english = ClaimWords(
     buts='but|however|although|though',
     asks='(?!)',
     turns='question|user|human|q|instruction',
-    passes='(?:(?:it|this|that) is |its )?(?:unknown|not known)(?: to (?:me|us|anyone|everyone|history|science))?|(?:nobody|no one)(?: really)? knows'
+    passes='(?:(?:it|this|that) is |its )?(?:(?:currently|still) )?(?:(?:unknown|not known)(?: to (?:me|us|anyone|everyone|history|science))?'
+        r'|(?:nobody|no one)(?: really)? knows)(?: for (?:certain|sure))?(?: (?:who|what|where|when|which|how|why|if|whether)(?!\w).*)?'
         '|pass|no answer|na',
     rewrites=((r"\b[Ii] do(?=[.!,])", 'I do know'),
         (r"(?i)\botherwise, ", 'otherwise '),
         (r"(?i)\bn/a\b", 'unknown'),
+        (r"\b(?:Nobody|No One) Knows\b", ''),
         (r'\bI (?:Don.?t |Do Not )?Know(?=[\"”]? by |(?: [A-Za-z]+)?(?: [A-Z][a-z]+))', '')))
 
 # %% ../../nbs/prompts/02_claim_words.ipynb #367e09e2
@@ -97,7 +99,7 @@ korean = ClaimWords(
     buts='하지만|그런데|그러나|근데|다만',
     asks='(?:나요|까요?|가요|은가요|는지요)',
     turns='질문|사용자|문제',
-    passes='모름|미상|알려지지 않음|(?:그건 |그것은 )?아무도 (?:모르|모릅|모른|몰라)\w*|알려(?:지지|져 있지) 않\w*')
+    passes=r'모름|미상|알려지지 않음|(?:그건 |그것은 )?아무도 (?:모르|모릅|모른|몰라)\w*|알려(?:지지|져 있지) 않\w*')
 
 # %% ../../nbs/prompts/02_claim_words.ipynb #19eeb740
 chinese = ClaimWords(
@@ -108,7 +110,7 @@ chinese = ClaimWords(
         '|不过|不過|可是|可能|也许|也許|大概|应该|應該',
     knows='(?<![你您不否没沒人可只无無须須众眾所么麼哪里裡])知道(?!吗|嗎|分)|我(?:很|非常|十分|完全)?(?:能)?(?:确定|確定|肯定|清楚|了解|瞭解|记得|記得)|我(?:可以|能)回答'
         '|^确定$|^確定$',
-    denies=r'不(?:是很?|太|大|能|怎么|怎麼|完全|敢)?(?:知道|确定|確定|肯定|清楚|了解|瞭解|明白|记得|記得|懂|能回答|知(?=\W*$))(?!性)|(?:怎么|怎麼|哪里|哪裡|哪)(?:会|會|能)?知道|[无無](?:法|从'
+    denies=r'不(?:是很?|太|大|能|怎么|怎麼|完全|敢)?(?:知道|确定|確定|肯定|清楚|了解|瞭解|明白|记得|記得|懂|能回答|知(?=\W*$))(?!性|关系|關係)|(?:怎么|怎麼|哪里|哪裡|哪)(?:会|會|能)?知道|[无無](?:法|从'
         r'|從)(?:\w{0,2})(?:确定|確定|回答|判断|判斷|得知|知道|提供|确认|確認)|不能(?:确定|確定|回答|判断)|(?:没|沒)(?:有)?(?:答案|把握|听说|聽說|听过'
         '|聽過|印象)|毫无头绪|一无所知|不晓得|不曉得|[记記想说說]不(?:清|起|准|準)|不能(?:确认|確認)|不敢(?:肯定|确定|確定)',
     hedges=r'可能|也许|也許|或许|或許|大概|应该|應該|好像|似乎|估计|但是?(?=\W*$)|不过(?=\W*$)',
