@@ -165,9 +165,10 @@ def start_engine(args:dict): # A `vllm.LLM`; its processes are those of torchrun
 
 # %% ../../nbs/evolution/08_train.ipynb #b848ab76
 def describe_run(args:dict)->str: # The first line of a run
-    words = ("training {model} with claim {claim}, reward {reward_type} for {num_iterations} iterations: {population_size} members, "
+    words = ("training {model} with {task}, reward {reward_type} for {num_iterations} iterations: {population_size} members, "
         "{num_data_per_iteration} questions each, sigma {sigma:g}, alpha {alpha:g}, seed {seed}")
-    return words.format(**args) + ('' if args['preset']=='default' else f"; {protocol_diff(resolve_protocol(args['preset']))}")
+    task = f"prompts {args['prompts']['name']}" if args['prompts'] else f"claim {args['claim']}"
+    return words.format(**args, task=task) + ('' if args['preset']=='default' else f"; {protocol_diff(resolve_protocol(args['preset']))}")
 
 def is_finished(out:Path, args:dict)->bool:
     "Has the run in `out` done all of its iterations?"
