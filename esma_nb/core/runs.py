@@ -64,7 +64,7 @@ def check_output_path(
     run = path.parent.parent if path.parent.name=='records' else path.parent if path.name in run_files else None
     if run and (run/'args.json').exists(): raise ValueError(f"{path} belongs to a run: name another file to write to")
 
-run_files = 'args.json', 'journal.jsonl', 'metrics.jsonl', 'labels.jsonl', 'summary.json'
+run_files = 'args.json', 'journal.jsonl', 'metrics.jsonl', 'labels.jsonl', 'judgements.jsonl', 'samples.jsonl', 'summary.json'
 
 def write_json(path, value): # Indented; NaN is an error, because JSON has none
     "Write `value` to `path` as JSON, atomically."

@@ -131,6 +131,7 @@ def record_files(
     if not found: raise ValueError(f"{run} holds no records/*.jsonl: name the --output_dir of esma_nb_eval or esma_nb_train, or a file of records")
     return {p.stem: p for p in found}
 
+# %% ../../nbs/evaluation/00_records.ipynb #b38ae947
 def rematch(records, match): # The same replies, with `correct` computed by another matcher
     return [r if r.failed else replace(r, correct=match(r.direct_output, r.answers)) for r in records]
 
@@ -164,6 +165,7 @@ def grades_summary(records:list)->str: # Empty where no answer has two grades
         lines.append(f"{name} and {last}: the same grade for {show(k['agreement'])} of {k['n']} answers, Cohen's kappa {show(k['kappa'], k['kappa_ci'])}")
     return '\n'.join(lines)
 
+# %% ../../nbs/evaluation/00_records.ipynb #385b47d5
 def records_summary(records)->str: # The line above a table of scores: rows and claims that it leaves out
     n = max(len(records), 1)
     lines = sum('\n' in r.direct_output.strip() for r in records)/n
