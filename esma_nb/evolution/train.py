@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Callable
 from dataclasses import replace
 from ..prompts.elicitation import claim_prompts,own_prompts
-from ..metrics.scores import main_metrics,metrics_table
+from ..metrics.scores import metrics_table
 from ..rewards.rewards import get_reward,graded,own_reward
 from ..core.cli import command
 from ..core.runs import describe_function,lock_run,open_run,read_json
@@ -198,9 +198,8 @@ def estimated_memory(run)->float: # Bytes
 def format_results(out:Path, result:dict)->str: # The last lines of the command
     def scored(k, name): return replace(scores(load_records(out/'records'/f'{name}.jsonl')), reward=result[k].get('reward'))
     ends = dict(before=scored('before', 'before'), after=scored('after', f"iter{result['iterations']:06d}"))
-    table = metrics_table(ends, ['reward']*(ends['after'].reward is not None) + main_metrics)
     warned = ''.join(f'warning: {w}\n' for w in result.get('warnings', [])) # A summary of an older version has none
-    return (f"\n{table}\n\n{warned}{forgetting_table(result.get('also'))}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
+    return (f"\n{metrics_table(ends)}\n\n{warned}{forgetting_table(result.get('also'))}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
         f"its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}")
 
 # %% ../../nbs/evolution/08_train.ipynb #b53ab7de

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hub_ids', 'repeat_command', 'training_method', 'claim_prompt', 'metadata', 'code', 'fence', 'intended_use',
-           'forgetting_lines', 'model_card', 'write_model_card', 'check_upload', 'upload', 'publish']
+           'forgetting_lines', 'repeat_lines', 'model_card', 'write_model_card', 'check_upload', 'upload', 'publish']
 
 # %% ../../nbs/integrations/00_hub.ipynb #04353a09
 import re,shlex
@@ -78,6 +78,11 @@ def intended_use(model:str, dataset:str, after:MetaScores)->str: # Three sentenc
 def forgetting_lines(also)->list: # Of a run with `--also_eval`
     return ['Other question sets, before and after:', forgetting_table(also).strip()] if also else []
 
+def repeat_lines(command, args:dict)->list: # The command in a code block, and what it lacks
+    own = [f'`{k}`' for k in ('reward', 'prompts') if args.get(k)]
+    line = repeat_command(command, args | (dict(reward_type=None) if args.get('reward') else {}))
+    return [fence(line, 'sh'), *[f"Not with this command, but in Python, as `train` with the same options and the functions above as {' and '.join(own)}."]*bool(own)]
+
 def model_card(
     run, # Folder of a run that is finished
     command, # The function of the command that made it, such as `train`
@@ -98,7 +103,7 @@ def model_card(
         f"On {ends['after'].n} held-out questions of {dataset}, which it was not trained on; in brackets, 95 % intervals.", metrics_table(ends),
         *forgetting_lines(found.get('also')),
         "## Intended use", intended_use(model, dataset, ends['after']),
-        "## How to repeat the training", fence(repeat_command(command, args), 'sh'), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
+        "## How to repeat the training", *repeat_lines(command, args), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
         f"on the same kind of processor. It was made on {code(about['started'][:10])} with {versions}; commit {code(about['commit'] or 'unknown')}."]) + '\n'
 
 # %% ../../nbs/integrations/00_hub.ipynb #b8e712f6

@@ -100,7 +100,7 @@ class Tracker:
     def log_scores(self, s:MetaScores, step:int):
         "Log scores on the held-out questions, and their intervals."
         ends = {f'{k}_{end}': x for k in main_metrics for end,x in zip(('low', 'high'), getattr(s, f'{k}_ci', None) or [])}
-        self.log({k: getattr(s, k) for k in main_metrics} | ends, step, 'held_out')
+        self.log({k: getattr(s, k) for k in ('reward', *main_metrics)} | ends, step, 'held_out')
 
     def finish(self):
         "Close the tracker; call it once, also when the run stops early."

@@ -158,9 +158,10 @@ def auroc_first(rows)->list: # Where a d′ is marked, the AUROC stands above it
 
 def metrics_table(
     scores:dict, # One column each: `{'before': MetaScores, 'after': MetaScores}`
-    rows=main_metrics, # Fields of `MetaScores`
+    rows=None, # Fields of `MetaScores`; default: `main_metrics`, and the reward where there is one
 )->str: # Markdown that is aligned in a terminal too
     "A table of runs with 95 % intervals, and notes below it."
+    rows = rows or ['reward']*any(s.reward is not None for s in scores.values()) + main_metrics
     if any(s.flags for s in scores.values()): rows = auroc_first(rows)
     lines = [['', *scores]] + [[row_title(r), *(format_metric(s, r) for s in scores.values())] for r in rows]
     width = [max(map(len, column)) for column in zip(*lines)]
