@@ -41,8 +41,8 @@ def find_split(dataset_spec:DatasetSpec, split:str=None)->str: # A key of `datas
 def download_rows(dataset_spec:DatasetSpec, split:str)->list: # Raw rows, with the needed fields only
     "Download a split, or read it from the Hugging Face cache."
     from datasets import load_dataset
+    if dataset_spec.source.endswith('.zip'): raise ValueError(f"{dataset_spec.name} is published as an archive: download and unpack {dataset_spec.source}, and name its folder with data_dir (--data_dir)")
     try:
-        if dataset_spec.source.endswith('.zip'): raise OSError('it is an archive: unpack it')
         if '://' in dataset_spec.source: return read_rows(download(dataset_spec.source, dataset_spec.revision))
         with _quietly(): rows = load_dataset(dataset_spec.source, dataset_spec.config, revision=dataset_spec.revision, split=split)
     except (OSError, HTTPException) as e:
