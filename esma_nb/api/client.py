@@ -74,7 +74,7 @@ def api_key_from(
     if name=='none' or near and not key: return 'none'
     if not key and not re.fullmatch('[A-Z_][A-Z0-9_]*', name):
         raise ValueError('--key_env names an environment variable, such as OPENAI_API_KEY, and not the key itself')
-    if not key: raise ValueError(f'no key in the environment variable {name}: set it, or name another by --key_env')
+    if not key: raise ValueError(f'no key in the environment variable {name}: set it, or name another by --key_env (--judge_key_env for a judge)')
     if url.scheme=='http' and not near:
         raise ValueError(f"the key in {name} would travel unencrypted to {url.hostname}: use https, or --key_env none")
     return key

@@ -106,5 +106,8 @@ class Judge:
         self.path,self.price = path,parse_price(judge_price, judge_model)
         self.remote = APIEngine(judge_model, judge_url, api_key_from(judge_key_env, judge_url))
 
-    def __call__(self, cases)->list: return judge(self.path, self.remote, cases, self.price)
+    def __call__(self, cases)->list:
+        verdicts,lines = judge(self.path, self.remote, cases, self.price),read_lines(self.path)
+        if lines and all(l['failed'] for l in lines): raise ConnectionError(f"the judge {self.remote.model} answered none of {len(lines)} requests: {lines[-1]['failed']}")
+        return verdicts
     def bill(self)->dict: return judge_bill(self.path, self.price)

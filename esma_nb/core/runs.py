@@ -138,6 +138,7 @@ def describe_function(
 )->dict: # `name`, with its module, and `sha256` of its source, which is None where there is none to read; None for None
     "What is recorded of a function that was passed to a run."
     if f is None: return None
+    if not callable(f): raise ValueError(f"{f!r} is no function: pass one (a reward with a name is `reward_type`)")
     try: digest = hashlib.sha256(getsource(f).encode()).hexdigest()
     except (OSError, TypeError): digest = None
     return dict(name=f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}", sha256=digest)

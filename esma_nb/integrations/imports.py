@@ -8,6 +8,7 @@ __all__ = ['table_columns', 'uqlm_scores', 'polygraph_scores', 'readers', 'from_
 
 # %% ../../nbs/integrations/03_imports.ipynb #c156777d
 import re,zipfile
+from collections import Counter
 from inspect import signature
 from pathlib import Path
 from ..metrics.matching import matchers
@@ -44,13 +45,16 @@ def from_table(
 )->tuple: # `Record`s, and a line about the table
     "Read a table of answers, grades and confidences as records."
     rows = read_rows(path)
+    columns = list(dict.fromkeys(k for r in rows for k in r))
     given = dict(question=question_column, answers=answers_column, response=response_column, correct=correct_column)
-    at = {what: find_column(rows[0], names, given.get(what)) for what,names in table_columns.items()}
-    def named(keys, known): return [k for k in rows[0] if known.fullmatch(k)] if keys is None else keys
+    at = {what: find_column(columns, names, given.get(what)) for what,names in table_columns.items()}
+    def named(keys, known): return [k for k in columns if known.fullmatch(k)] if keys is None else keys
     sure,unsure = named(confidence_key, uqlm_scores),named(uncertainty_key, polygraph_scores)
-    missing = [k for k in [*filter(None, given.values()), *sure, *unsure] if k not in rows[0]]
+    missing = [k for k in [*filter(None, given.values()), *sure, *unsure] if k not in columns]
     missing += [k for k in ('question', 'response') if not at[k]] + ['correct']*(not at['correct'] and not at['answers'])
-    if missing: raise ValueError(f"{path} has no column {missing[0]}: the columns are {', '.join(rows[0])}; name the right one with an option")
+    if missing: raise ValueError(f"{path} has no column {missing[0]}: the columns are {', '.join(columns)}; name the right one with an option")
+    used = [*filter(None, at.values()), *sure, *unsure]
+    if twice := next((k for k in used if used.count(k)>1), None): raise ValueError(f"{path}: the column {twice} cannot be 2 things at once: name another")
     def one(i, row):
         try: return table_record({what: row.get(k) for what,k in at.items()}, at['correct'], read_signals(row, sure, unsure), threshold)
         except ValueError as e: raise ValueError(f"{path} row {i}: {e}") from None
@@ -59,11 +63,12 @@ def from_table(
 
 def table_record(cells, grader, signals, threshold)->Record: # `cells` by the keys of `table_columns`, `grader`: the column of grades, if there is one
     question,reply,given,answers = (None if v!=v else v for v in map(cells.get, ('question', 'response', 'id', 'answers')))
-    if question is None: raise ValueError('it has no question')
-    answers = [str(a) for a in parse_answers(answers)] if answers is not None else []
+    if question in (None, ''): raise ValueError('it has no question')
+    if isinstance(reply, (list, dict)): raise ValueError(f'its response is {reply!r}, and not one text')
+    answers = [str(a) for a in parse_answers(answers) if str(a).strip()] if answers is not None else []
     row = dict(question_id=hash_id(str(question)) if given in (None, '') else str(given), question=str(question), answers=answers, signals=signals)
     if reply is None: return Record(**row, direct_output='', failed='no reply')
-    outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(matchers['words'](str(reply), answers))
+    outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(matchers['words'](str(reply), answers)) if answers else None
     return Record(**row, direct_output=str(reply), correct=None if outcome is None else outcome=='correct', grades={grader or 'words': outcome})
 
 # %% ../../nbs/integrations/03_imports.ipynb #c846a4f3
@@ -109,6 +114,8 @@ def import_records(
     if odd: raise ValueError(f"{log} is read as {kind}, which has no use for --{min(odd)}: leave it out")
     if kind=='harness': records,about = from_harness(log, match=match, **options),'samples of lm-evaluation-harness'
     else: records,about = readers[kind](log, **options)
+    ids = Counter(r.question_id for r in records)
+    if len(ids)<len(records): raise ValueError(f"{log}: question {max(ids, key=ids.get)!r} stands there {max(ids.values())} times: each may occur only once")
     if grader and kind!='harness': records = grade(records, grader, 'as recorded')
     save_table(records, to)
     unknown = sum(r.correct is None and not r.failed for r in records)

@@ -102,8 +102,8 @@ def read_signals(
 )->dict: # `{name: score}`, higher is more confident; None where not known
     "The signals of confidence in a row of another tool; infinite values count as not known."
     def one(k, sign):
-        try: x = float('nan' if values.get(k) in (None, '') else values[k])
-        except (TypeError, ValueError): raise ValueError(f"{k} is {values[k]!r}: a confidence is a number") from None
+        try: x = float('nan' if values.get(k) in (None, '', 'NA') else values[k])
+        except (TypeError, ValueError, OverflowError): raise ValueError(f"{k} is {str(values[k])[:40]!r}: a confidence is a number") from None
         return sign*x+0. if isfinite(x) else None
     return {k: one(k, 1) for k in confidence} | {k: one(k, -1) for k in uncertainty} or None
 
@@ -143,7 +143,7 @@ def read_inspect(
         names = dict.fromkeys(archive.namelist())
         about = next((n for n in ('header.json', '_journal/start.json') if n in names), None)
         if not about: raise ValueError(f"{path} has neither header.json nor _journal/start.json: it is no log of Inspect")
-        samples = (unpack_json(archive, n) for n in names if n.startswith('samples/'))
+        samples = (unpack_json(archive, n) for n in names if n.startswith('samples/') and n.endswith('.json'))
         return {'status': 'started'} | unpack_json(archive, about),[{k: s.get(k) for k in sample_fields} for s in samples]
 
 # %% ../../nbs/integrations/02_logs.ipynb #2495f64e
@@ -159,9 +159,10 @@ def inspect_record(
 )->Record: # With `failed` if the sample ended in an error or has no reply
     "One sample as a record."
     asked,answers,output = sample['input'],sample['target'],sample['output']
-    if not isinstance(asked, str): asked = inspect_text([m for m in asked if m['role']=='user'][-1]['content'])
-    row = dict(question_id=str(sample['id']), question=asked, answers=[answers] if isinstance(answers, str) else answers)
-    failed = sample['error']['message'] if sample['error'] else None if output['choices'] else 'no reply'
+    if not isinstance(asked, str): asked = inspect_text(next((m for m in reversed(asked) if m['role']=='user'), {'content': ''})['content'])
+    if sample['id'] is None or not asked: raise ValueError('it has no id or no question')
+    row = dict(question_id=str(sample['id']), question=asked, answers=[str(a) for a in (answers if isinstance(answers, list) else [answers])])
+    failed = sample['error']['message'] if sample['error'] else None if output['choices'] and output['completion'] is not None else 'no reply'
     if failed: return Record(**row, direct_output='', failed=failed)
     score = (sample['scores'] or {}).get(scorer) or {}
     outcome = outcome_from(score.get('value'), threshold)
@@ -190,5 +191,7 @@ def from_inspect(
         records = [one(s) for s in samples if s['epoch']==epoch]
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} is no log of Inspect that can be read ({type(e).__name__}: {e})") from None
+    unknown = [k for k in (*confidence_key, *uncertainty_key) if all((r.signals or {}).get(k) is None for r in records)]
+    if unknown: raise ValueError(f"{path}: no sample has a number {unknown[0]} in the metadata of the scores of {scorer}")
     return records,(f"log of Inspect, status {log['status']}, {len(records)} of {len(planned)} samples, epoch {epoch} of {len(epochs)}, "
         f"graded by {scorer or 'no scorer'}")
