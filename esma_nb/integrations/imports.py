@@ -115,7 +115,7 @@ def import_records(
     if kind=='harness': records,about = from_harness(log, match=match, **options),'samples of lm-evaluation-harness'
     else: records,about = readers[kind](log, **options)
     ids = Counter(r.question_id for r in records)
-    if len(ids)<len(records): raise ValueError(f"{log}: question {max(ids, key=ids.get)!r} stands there {max(ids.values())} times: each may occur only once")
+    if twice := next((r for r in records if ids[r.question_id]>1), None): raise ValueError(f"{log} holds {twice.question[:60]!r} {ids[twice.question_id]} times: each question may occur only once")
     if grader and kind!='harness': records = grade(records, grader, 'as recorded')
     save_table(records, to)
     unknown = sum(r.correct is None and not r.failed for r in records)
