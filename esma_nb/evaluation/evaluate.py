@@ -26,7 +26,7 @@ from ..api.judge import Judge,judge_prompt
 from ..signals.elicit import ask_signals,check_signals
 from ..signals.sampling import same_by_judge,same_words
 from .records import failures,grades_summary,records_summary,load_records,outcome_of,recluster,record,record_files,regrade,scores,signals_table
-from .protocol import resolve_protocol,token_sampler,build_claim,protocol_diff,prompt_limits,lookup,graders
+from .protocol import resolve_protocol,token_sampler,build_claim,protocol_diff,prompt_limits,lookup,check_grader,graders
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #7bda7974
 def evaluate(
@@ -88,6 +88,7 @@ def grade(
     judge=None, # For grader judge: from cases to outcomes
 )->list: # `Record`s
     "Grade the replies of `records` by another grader."
+    check_grader(grader, [r.answers for r in records if r.answers])
     if grader=='judge': found = iter(ask_judge(judge, [(r.question, r.answers, r.direct_output) for r in records if not r.failed]))
     else: found = (outcome_of(graders[grader](r.direct_output, r.answers)) for r in records if not r.failed)
     return regrade(records, was, grader, [None if r.failed else next(found) for r in records])
@@ -181,6 +182,7 @@ def plan_evaluation(
     claim = build_claim(protocol, args['claim'], args['meta_prompt'], lang=args['lang'], max_new_tokens=args['max_new_tokens'], chat=args.get('chat', True))
     of_rows = 'dataset split lang data_dir num_samples seed question_column answers_column'.split()
     rows,counts = load_rows(**{k: args[k] for k in of_rows}, clean=protocol['clean'])
+    check_grader(protocol['matcher'], [r['answers'] for r in rows])
     for r in rows: claim_prompts(claim, r) # Refuses lettered options
     signals = signal_options(args, rows)
     out = Path(args['output_dir'] or f"out/{kind}-{Path(args['model']).name}-{Path(args['dataset']).stem}-{args['claim']}")
