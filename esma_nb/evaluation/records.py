@@ -115,8 +115,12 @@ def load_records(
     return [Record(**_checked(path, i, {k: v for k,v in line.items() if k in known})) for i,line in enumerate(read_lines(path), 1)]
 
 def _checked(path, i, line): # `line`, or an error if it is no record
-    kinds = dict(question_id=str, question=str, answers=list, direct_output=str)
-    odd = [k for k,kind in kinds.items() if not isinstance(line.get(k), kind)] + [k for k in ('correct', 'yes') if line.get(k) not in (None, True, False)]
+    unknown = type(None)
+    kinds = dict(question_id=str, question=str, answers=list, direct_output=str) | dict.fromkeys(('correct', 'yes', 'unparsed'), bool|unknown)
+    kinds |= dict(failed=str|unknown, log_odds=int|float|unknown, grades=dict|unknown, signals=dict|unknown)
+    odd = [k for k,kind in kinds.items() if not isinstance(line.get(k), kind)]
+    if not odd and not all(isinstance(a, str) for a in line['answers']): odd = ['answers']
+    if not odd and not all(isinstance(v, int|float|unknown) for v in (line.get('signals') or {}).values()): odd = ['signals']
     if odd: raise ValueError(f"{path} holds no records (line {i}: {odd[0]} is {line.get(odd[0])!r})")
     return line
 
