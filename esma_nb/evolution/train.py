@@ -47,6 +47,7 @@ def claim_and_reward(
     prompts:Callable=None, # In place of the claim's prompts, as for `own_prompts`
 )->tuple: # A `Claim`, and from a member's records to its reward
     "The task of a run, as its arguments name it, or with functions of one's own."
+    if reward and args['reward_type']!='esma': raise ValueError(f"both a reward of your own and reward_type {args['reward_type']!r} are given: leave one out")
     claim = build_claim(resolve_protocol(args['preset']), args['claim'], **{k: args[k] for k in ('lang', 'max_new_tokens', 'chat')})
     return (own_prompts(claim, prompts) if prompts else claim,
         own_reward(reward) if reward else column_reward(get_reward(args['reward_type'])))
