@@ -1,7 +1,9 @@
 """The runs of runs/PLAN.md, made one after the other and resumed where they stopped; what stays is in runs/evidence, without the words of the questions.
 
     ESMA_NB_DATA=data python tools/evidence.py run OUT [HOURS] [NAME...]    make what is missing of the runs whose names begin with one of NAME (all)
-    python tools/evidence.py tables                                         the outcomes that the plan names, of the runs that are there
+    python tools/evidence.py tables                                         the outcomes that the plan names, of the runs that are there, and runs/evidence/tables.json
+
+Processes with different NAMEs may run at the same time in one OUT.
 """
 import os,subprocess,sys,time
 from pathlib import Path
@@ -10,8 +12,9 @@ from half_known import half_known
 from dataclasses import replace
 import numpy as np
 from scipy.stats import t
-from esma_nb.core.runs import append_lines,atomic_write,read_lines
+from esma_nb.core.runs import append_lines,atomic_write,read_lines,write_json
 from esma_nb.datasets.registry import load_rows
+from esma_nb.evaluation.controls import markdown_table
 from esma_nb.evaluation.paired import join_records,pooled_difference
 from esma_nb.evaluation.recalibration import best_threshold
 from esma_nb.evaluation.records import columns,load_records,record_files,scores
@@ -93,34 +96,43 @@ def curves(way)->list: # For each seed the held-out d′ by iteration
     runs = [home/'evidence'/f'demo-{way}-{seed}'/'heldout.jsonl' for seed in range(10)]
     return [{l['iteration']: l['d_prime_loglinear'] for l in read_lines(p)} for p in runs if p.exists()]
 
-def t_interval(x, confidence=.95)->tuple: # Mean, and its interval over seeds
+def t_interval(x, confidence=.95)->dict: # Over seeds
     half = t.ppf((1+confidence)/2, len(x)-1)*np.std(x, ddof=1)/len(x)**.5
-    return np.mean(x),np.mean(x)-half,np.mean(x)+half
+    return dict(mean=float(np.mean(x)), ci=[float(np.mean(x)-half), float(np.mean(x)+half)])
 
-def miniature(): # Rows of the table of 10 seeds: final d′, and its difference to esma of the same seed
+def miniature()->list: # A row for each way: final d′, its difference to esma of the same seed, and when d′ reached 1
     final = {way: [c[max(c)] for c in curves(way)] for way in ways}
     n = min(map(len, final.values()))
-    for way,d in final.items():
-        if n<2: return
-        less = t_interval(np.subtract(d[:n], final['esma'][:n]), .99) if way!='esma' else None
-        reached = [min((i for i,v in c.items() if v>=1), default=None) for c in curves(way)[:n]]
-        yield way,n,t_interval(d[:n]),less,reached
+    if n<2: return []
+    def row(way, d):
+        less = None if way=='esma' else t_interval(np.subtract(d[:n], final['esma'][:n]), 1-.05/5)
+        return dict(way=way, seeds=n, final=t_interval(d[:n]), each=d[:n], less_esma=less, reached=[min((i for i,v in c.items() if v>=1), default=None) for c in curves(way)[:n]])
+    return [row(*item) for item in final.items()]
 
 outcomes = { # Name: measure, and whether base's claims come from a threshold
-    'AUROC': ('auroc', False), 'd′ of words, less d′ of the threshold': ('d_prime_loglinear', True), 'accuracy': ('accuracy', False), 'says yes': ('yes_rate', False)}
+    'auroc': ('auroc', False), 'd_prime_less_threshold': ('d_prime_loglinear', True), 'accuracy': ('accuracy', False), 'yes_rate': ('yes_rate', False)}
+corrected = 1-.05/8 # Of 8 comparisons
 
-def shown(d): return f'{d.mean:+.3f} [{d.ci[0]:+.3f}, {d.ci[1]:+.3f}]'
+def flagged(arm)->list: # The flags of d′ of an arm's words, of all its seeds and sets: with one, its d′ is no finding
+    return sorted({f for seed in complete(arm) for s in sets for f in scores(records(f'{arm}-{seed}-{s}')).flags})
+
+def arm_rows()->list:
+    def row(arm, name, measure, threshold):
+        d,wide = (outcome(arm, measure, c, threshold) for c in (.95, corrected))
+        return dict(arm=arm, outcome=name, seeds=len(d.each), mean=d.mean, ci=d.ci, corrected_ci=wide.ci, each=d.each, flags=flagged(arm)*(name=='d_prime_less_threshold'))
+    return [row(arm, name, *how) for arm in arms if len(complete(arm))>1 for name,how in outcomes.items()
+        if name!='d_prime_less_threshold' or not arm.startswith('auroc')]
+
+def found()->dict: return dict(arms=arm_rows(), miniature=miniature())
+
+def shown(mean, ci): return f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
 def tables():
-    print('| arm | seeds | outcome | 95 % interval | 99.4 % interval | each seed |\n|---|---|---|---|---|---|')
-    for arm in arms:
-        if len(complete(arm))<2: continue
-        for name,(measure,threshold) in outcomes.items():
-            d,wide = (outcome(arm, measure, c, threshold) for c in (.95, 1-.05/8))
-            print(f"| {arm} | {len(d.each)} | {name} | {shown(d)} | {shown(wide).split(' ', 1)[1]} | {' '.join(f'{x:+.3f}' for x in d.each)} |")
-
-    print('\n| way | seeds | final d′, 95 % interval | less esma, 99 % interval | first iteration with d′ of 1, by seed |\n|---|---|---|---|---|')
-    for way,n,d,less,reached in miniature():
-        print(f"| {way} | {n} | {d[0]:.2f} [{d[1]:.2f}, {d[2]:.2f}] | {f'{less[0]:+.2f} [{less[1]:+.2f}, {less[2]:+.2f}]' if less else ''} | {' '.join(str(r or '–') for r in reached)} |")
+    made = found()
+    write_json(home/'evidence'/'tables.json', made)
+    print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
+        shown(r['mean'], r['corrected_ci']), ' '.join(f'{x:+.3f}' for x in r['each']), ' '.join(r['flags'])] for r in made['arms'])]))
+    print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 % interval', 'first iteration with d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
+        shown(**r['less_esma']) if r['less_esma'] else '', ' '.join(str(x or '–') for x in r['reached'])] for r in made['miniature'])]))
 
 if __name__=='__main__': dict(run=run, tables=tables)[sys.argv[1]](*sys.argv[2:])

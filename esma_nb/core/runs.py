@@ -13,7 +13,8 @@ import hashlib,json,os,platform,re,shutil,subprocess,sys
 from contextlib import contextmanager
 from datetime import datetime,timezone
 from importlib.metadata import PackageNotFoundError,version
-from inspect import getsource
+from functools import partial
+from inspect import getclosurevars,getsource,isfunction
 from pathlib import Path
 
 # %% ../../nbs/core/01_runs.ipynb #9056c63f
@@ -135,13 +136,20 @@ def provenance()->dict: # JSON-ready
 # %% ../../nbs/core/01_runs.ipynb #64713a48
 def describe_function(
     f, # Any callable, or None
-)->dict: # `name`, with its module, and `sha256` of its source, which is None where there is none to read; None for None
+)->dict: # `name`, with its module, and `sha256` of its source and of the values that belong to it, which is None where there is no source to read; None for None
     "What is recorded of a function that was passed to a run."
     if f is None: return None
     if not callable(f): raise ValueError(f"{f!r} is no function: pass one (a reward with a name is `reward_type`)")
-    try: digest = hashlib.sha256(getsource(f).encode()).hexdigest()
+    inner = f.func if isinstance(f, partial) else f
+    try: digest = hashlib.sha256(_definition(f).encode()).hexdigest()
     except (OSError, TypeError): digest = None
-    return dict(name=f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}", sha256=digest)
+    return dict(name=f"{inner.__module__}.{getattr(inner, '__qualname__', type(inner).__qualname__)}", sha256=digest)
+
+def _definition(f)->str: # The source of `f`, and the values that belong to it: of a closure, of `partial`, of an object that is called
+    if isinstance(f, partial): source,values = _definition(f.func),(f.args, sorted(f.keywords.items()))
+    elif isfunction(f): source,values = getsource(f),sorted(getclosurevars(f).nonlocals.items())
+    else: source,values = getsource(type(f)),sorted(getattr(f, '__dict__', {}).items())
+    return source + re.sub(' at 0x[0-9a-f]+', '', repr(values))*bool(values)
 
 # %% ../../nbs/core/01_runs.ipynb #896d6ee3
 def open_run(

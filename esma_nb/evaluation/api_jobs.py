@@ -159,6 +159,7 @@ def run_and_bill(
         if why := failures(load_records(path)): print(why)
         raise
     if not records: raise ValueError('the budget buys no question: raise --max_cost or --max_minutes')
+    if all(r.failed for r in records): raise ConnectionError(f'{failures(records)}; the same command asks them again')
     used,left = usage_of(path, price),len(rows)-len(records)
     print('{requests:,} requests: {prompt_tokens:,} tokens in, {completion_tokens:,} out, ${dollars}'.format(**used))
     if left: print(f'the budget left out {left} of {len(rows)} questions: the same command with a larger one goes on')

@@ -24,7 +24,7 @@ from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..api.judge import Judge,judge_prompt
 from ..signals.elicit import ask_signals,check_signals
-from ..signals.sampling import same_by_judge,same_words
+from ..signals.sampling import same_by_judge,same_words,sampled
 from .records import failures,grades_summary,records_summary,load_records,outcome_of,recluster,record,record_files,regrade,scores,signals_table
 from .protocol import resolve_protocol,token_sampler,build_claim,protocol_diff,prompt_limits,lookup,check_grader,graders
 
@@ -190,6 +190,8 @@ def plan_evaluation(
     return Plan(out, args | {k: v for k,v in (signals or {}).items() if k in args}, protocol, claim, rows, counts, signals, judge)
 
 def signal_options(args, rows)->dict: # Arguments of `ask_signals`; None without signals
+    wanted = ' and '.join(f'--{k} {args[k]}' for k in ('samples', 'temperature') if args[k] is not None)
+    if wanted and not {*sampled} & {*(args['signals'] or ())}: raise ValueError(f"{wanted} is for sampled answers: give one of the --signals {', '.join(sampled)} too")
     if not args['signals']: return None
     given = {k: args[k] for k in ('samples', 'temperature', 'seed') if args[k] is not None}
     options = dict(names=args['signals'], samples=10, temperature=1.) | given

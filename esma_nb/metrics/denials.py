@@ -23,15 +23,16 @@ denied_after = rf"""(?: # What follows one of these words, to the end of the cla
     | \b(?:not|never|neither|nor|cannot|(?:is|was|are|were|ai|do|does|did|ca|wo|could|would|has|have|had)n['’]?t)\b
     | \b(?:instead\sof|rather\sthan|as\sopposed\sto|anything\sbut|(?<!not\s)unlike|except(?:\sfor)?)\b
     | \bno\s(?:es|era|fue|son|eran|fueron|est[aá])\b | \ben\s(?:vez|lugar)\sde\b )
-    (?!\s(?:only|just|merely|simply|solely|sure|certain|far|unlike|solo|sólo)\b) .*?(?={end})"""
+    (?:\s?:)?(?!\s(?:only|just|merely|simply|solely|sure|certain|far|unlike|solo|sólo)\b) .*?(?={end})"""
 
 inside = r"(?:(?!\b(?:but|and|because|since|so|while|although|though)\b)(?:[^;:!?,.()—–\n]|[.,](?=\d)))"
 denied_before = rf"""(?:^|(?<=[;:!?,.()—–\n])|\b(?:and|but|because|since|so|while)\b) {inside}{{1,80}}? # A clause that ends so
-    (?: \s(?:is|was|are|were|be)\s(?:\w+ly\s)?(?:wrong|incorrect|false|untrue)\b(?!\s(?:that|to)\b)
+    (?: (?:\s(?:is|was|are|were|be)|['’]s)\s(?:\w+ly\s)?(?:wrong|incorrect|false|untrue)\b(?!\s(?:that|to)\b)
     | (?:\s(?:is|was|are|were|can|could)(?:\snot|n['’]?t|not|\snever)|\sno)(?:\sbe)?\s(?:the|it|right|correct|true|(?:es|era|fue)\s(?:la|el|correct[ao]))\b
         (?!\s(?:only|that)\b)
     | \s(?:es|era|fue)\s(?:incorrect|fals)[ao]\b
-    | \?\s*["”]?(?:no|nope|wrong|incorrect|never)\b(?!\s(?:doubt|problem))
+    | \?\s*["”]?(?:(?:no|nope|wrong|incorrect|never)\b(?!\s(?:doubt|problem))|i\s(?:do\snot|don['’]?t)\sthink\sso\b)
+    | \.\s+(?:actually|correction|no|sorry)(?=[,:]\s(?:[^\s.]+\s?){{1,3}}[.!]?\s*$)
     | [,—–-]\s(?:of\scourse|\w+ly)\snot(?=\s*(?:[.!;]|$))
     | (?:\s?[—–…]\s?|\s-\s|,\s|\.\.\.\s?)(?:no|wait|sorry)(?=\s?[.,:;!—–]) ) .*?(?={end})"""
 
@@ -40,7 +41,7 @@ denied_elsewhere = r"""(?<!是)(?:不是|并非|並非|而非|不在).*?(?=而�
     | (?<![\w·])[\w·]{1,30}(?:[은는이가]?\s?(?:아(?:니[다라고며었에예]|닙|닌)|틀[렸리린])\w*|\s대신)"""
 negation_pattern = re.compile(rf'(?ix) {denied_before} | {denied_after} | {denied_elsewhere}')
 own_denial = re.compile(r"(?i)\b(?:no|nope|nor|not|never|neither|cannot|(?:is|was|are|were|ai|do|does|did|ca|wo|could|would|has|have|had)n['’]?t"
-    r'|wrong|incorrect[oa]?|false|fals[oa]|untrue|doubt|instead|rather|opposed|unlike|except|anything|vez|lugar|wait|sorry)\b')
+    r'|wrong|incorrect[oa]?|false|fals[oa]|untrue|doubt|instead|rather|opposed|unlike|except|anything|vez|lugar|wait|sorry|actually|correction)\b')
 negation_words = re.compile(own_denial.pattern[4:] + '|[不非错錯틀]|대신|아[니닙닌]')
 
 def contains_negation(text:str)->bool: # Searches for `negation_words` first, which is faster than `negation_pattern`

@@ -7,7 +7,7 @@ __all__ = ['brier', 'log_score', 'rewards', 'graded', 'answered_rows', 'payoff',
            'ranking', 'get_reward', 'own_reward']
 
 # %% ../../nbs/rewards/00_rewards.ipynb #9f494057
-from math import inf,isfinite,log2,tanh
+from math import inf,log2,tanh
 from typing import Callable
 import numpy as np
 from ..metrics.calibration import auroc
@@ -92,8 +92,8 @@ def get_reward(
     if name in rewards: return rewards[name]
     try: points = [float(x) for x in name.split(',')]
     except ValueError: points = []
-    if len(points)==4 and all(map(isfinite, points)): return payoff(*points)
-    raise ValueError(f"no reward {name!r}: take {', '.join(rewards)}, or four points such as 2,1,1,0: "
+    if len(points)==4 and all(abs(x)<=1e6 for x in points): return payoff(*points)
+    raise ValueError(f"no reward {name!r}: take {', '.join(rewards)}, or four points up to a million such as 2,1,1,0: "
         "for yes and right, no and right, no and wrong, yes and wrong")
 
 # %% ../../nbs/rewards/00_rewards.ipynb #ce7cab0e
