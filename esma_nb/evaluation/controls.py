@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['question_words', 'claim_categories', 'shuffle_answers', 'chance_level', 'difference_to_chance', 'surface_features',
            'logistic_regression', 'predict_correct', 'match_yes_rate', 'deciding_measure', 'Control',
-           'evaluate_control', 'swap_answers', 'other_wording', 'controls', 'verdict', 'format_difference',
-           'markdown_table', 'control_table']
+           'evaluate_control', 'swap_answers', 'other_wording', 'controls', 'verdict', 'markdown_table',
+           'control_table']
 
 # %% ../../nbs/evaluation/04_controls.ipynb #6e965a6c
 import re
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from ..metrics.signal_detection import dprime
 from ..metrics.scores import auroc_first,check_bits,bracket_flagged,dagger_note,count_cells,flags,loglinear,average_ranks,grader_agreement,valid_rows
-from .records import columns
-from .paired import Difference,differences,measures,influences
+from .records import columns,format_value
+from .paired import differences,measures,influences
 
 # %% ../../nbs/evaluation/04_controls.ipynb #62b323bf
 def claim_categories(
@@ -185,10 +185,6 @@ def verdict(controls:list)->str: # A sentence or two
     return f"Self-knowledge, as far as tested: it passes the controls: {', '.join(held)}.{left}"
 
 # %% ../../nbs/evaluation/04_controls.ipynb #7a09be98
-def format_difference(d:Difference)->str: # A difference with its sign and interval
-    if d.difference is None: return '–'
-    return f'{d.difference:+.3f}' + (f' [{d.ci[0]:+.3f}, {d.ci[1]:+.3f}]' if d.ci else '')
-
 def markdown_table(lines:list)->str: # Markdown, with columns aligned for a terminal
     "Rows of strings as a table; the first row is the head."
     width = [max(map(len, column)) for column in zip(*lines)]
@@ -197,13 +193,12 @@ def markdown_table(lines:list)->str: # Markdown, with columns aligned for a term
 
 def control_table(controls:list)->str: # Markdown
     "For each control its scores, the difference to the real run, and the conclusion."
-    def value(x): return '–' if x is None else f'{x:.3f}'
     d,both = [c.differences['d_prime_loglinear'] for c in controls],['d_prime_loglinear', 'auroc']
     flagged = [f for x in d for v,f in zip((x.first, x.second), x.flags) if v is not None]
     if any(flagged): both = auroc_first(both)
     head = ['', *(x for m in both for x in (dict(d_prime_loglinear='d′', auroc='AUROC')[m], 'run − control')), 'conclusion']
-    def own_of(d): return [bracket_flagged(value(d.second), d.flags[1]), '']
-    def cells_of(d): return [bracket_flagged(value(d.first), d.flags[0]), bracket_flagged(format_difference(d), sum(d.flags, []))]
+    def own_of(d): return [bracket_flagged(format_value(d.second), d.flags[1]), '']
+    def cells_of(d): return [bracket_flagged(format_value(d.first), d.flags[0]), bracket_flagged(format_value(d.difference, d.ci, '+'), sum(d.flags, []))]
     own = ['this run', *(x for m in both for x in own_of(controls[0].differences[m])), '']
     lines = [[c.name, *(x for m in both for x in cells_of(c.differences[m])), c.says] for c in controls]
     notes = dagger_note(flagged, controls[0].differences['auroc'].second is not None)

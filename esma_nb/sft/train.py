@@ -7,14 +7,17 @@ __all__ = ['common', 'recipes', 'may_change', 'resolve', 'check', 'prepare', 'ru
            'sft_meta']
 
 # %% ../../nbs/sft/03_train.ipynb #1e27595d
-from contextlib import nullcontext
 from pathlib import Path
 from fastcore.meta import delegates
 from ..prompts.templates import language
 from ..core.cli import command
-from ..core.runs import lock_run,open_run,read_json
-from ..datasets.rows import describe,sample_rows
-from ..evolution.train import format_results
+from ..core.runs import open_run,read_json
+from ..datasets.rows import describe
+from ..engines.encoding import encode
+from ..integrations.hub import check_upload
+from ..integrations.trackers import check_tracker
+from ..evolution.train import finish,load,load_questions
+from .examples import answer_and_claim_examples,answer_examples,claim_examples
 
 # %% ../../nbs/sft/03_train.ipynb #c3ade6c0
 common = dict(weight_decay=0., warmup_ratio=.1, max_grad_norm=1., batch_size=1)
@@ -37,11 +40,9 @@ def resolve(
 # %% ../../nbs/sft/03_train.ipynb #89d9e67d
 def check(args:dict):
     "Refuse arguments that cannot work, before anything is loaded or written."
-    from esma_nb.integrations.hub import check_upload
-    from esma_nb.integrations.trackers import check_tracker
     positive,count = (lambda x: x>0, 'give a number above 0'),(lambda x: x>=1, 'give 1 or more')
-    wanted = dict(learning_rate=positive, max_grad_norm=positive, num_epochs=count, batch_size=count,
-        eval_batch_size=count, warmup_ratio=(lambda x: 0<=x<1, 'give a share from 0 to below 1'),
+    wanted = dict(learning_rate=positive, max_grad_norm=positive, num_epochs=count,
+        warmup_ratio=(lambda x: 0<=x<1, 'give a share from 0 to below 1'),
         label_interval=(lambda x: (x or 0)>=0, 'give a number of steps, or 0 to label once'))
     for k,(fits,hint) in wanted.items():
         if not fits(args[k]): raise ValueError(f"{k} is {args[k]}: {hint}")
@@ -56,20 +57,13 @@ may_change = ('eval_batch_size', 'evaluate_interval', 'model_save_interval', 'ke
 def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, or None if the run is finished
     "Load model and rows, try one question, and only then create the run folder."
     from esma_nb.sft.trainer import SFTTrainer
-    from esma_nb.datasets.registry import load_train_val
-    from esma_nb.engines.models import find_model,load_model
-    from esma_nb.engines.encoding import encode
-    find_model(args['model'])
-    data = 'dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed'
-    rows,eval_rows,counts = load_train_val(*(args[k] for k in data))
-    if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'])
+    rows,eval_rows,counts = load_questions(args)
     def create_run_folder(): return open_run(out, args, may_change, counts=counts) if group.is_main else None
     if group.broadcast((out/'args.json').exists()): create_run_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{run_description(args)}; all of it in {out/'args.json'}")
     finished = (out/'summary.json').exists() and 'iterations' in read_json(out/'summary.json')
     if group.broadcast(finished): return log('this run is finished: name another --output_dir for another one')
-    device = args['device'] if args['device']!='auto' else str(group.state.device)
-    sft_trainer = SFTTrainer(args, out, *load_model(args['model'], 'float32', device), rows, eval_rows, make_examples, group, log)
+    sft_trainer = SFTTrainer(args, out, *load(args, group), rows, eval_rows, make_examples, group, log)
     encode(sft_trainer.tokenizer, [sft_trainer.claim.direct(rows[0]['question'])])
     create_run_folder()
     group.barrier()
@@ -85,19 +79,11 @@ def run(args:dict, output_dir:str, make_examples, by)->dict: # What `summary.jso
     "Check the arguments, prepare, train and print the scores; the model card names `by`, the command."
     check(args)
     out = Path(output_dir or f"out/{Path(args['model']).name}-{args['task']}-seed{args['seed']}")
-    from esma_nb.integrations.hub import publish
     from esma_nb.evolution.population import ProcessGroup
     group = ProcessGroup(cpu=args['device']=='cpu')
     def log(text):
         if group.is_main: print(text, flush=True)
-    sft_trainer = prepare(args, out, make_examples, group, log)
-    with lock_run(out) if sft_trainer and group.is_main else nullcontext():
-        result = sft_trainer.train() if sft_trainer else read_json(out/'summary.json')
-    card_due = sft_trainer or args['push_to_hub'] or not (out/'model'/'README.md').exists()
-    if group.is_main and card_due: publish(out, by, args['push_to_hub'], log)
-    group.close()
-    if group.is_main: log(format_results(out, result))
-    return result
+    return finish(prepare(args, out, make_examples, group, log), out, group, log, by, args['push_to_hub'])
 
 # %% ../../nbs/sft/03_train.ipynb #7a3d57e0
 def run_recipe(
@@ -142,7 +128,6 @@ def run_recipe(
 @delegates(run_recipe)
 def sft(**kwargs):
     "Fine-tune a model on answers, and evaluate it on training and on held-out questions."
-    from esma_nb.sft.examples import answer_examples
     return run_recipe('sft', sft, answer_examples, dict(label_interval=None), **kwargs)
 
 # %% ../../nbs/sft/03_train.ipynb #f5b51152
@@ -154,6 +139,5 @@ def sft_meta(
     **kwargs
 ):
     "Fine-tune a model to say Yes where its answer is correct and No where it is wrong."
-    from esma_nb.sft.examples import answer_and_claim_examples,claim_examples
     own = dict(answers=answers, label_interval=0 if answers else label_interval)
     return run_recipe('sft_meta', sft_meta, answer_and_claim_examples if answers else claim_examples, own, **kwargs)
