@@ -68,8 +68,8 @@ question_words = dict(who=r"\b(who|whose|whom|quién|quiénes)\b|누가|누구|�
 
 def surface_features(question:str)->list: # 10 numbers
     "Surface features of a question: length, digits, question word."
-    by_features_odds = [np.log1p(len(question)), np.log1p(len(question.split())), bool(re.search(r'\d', question))]
-    return by_features_odds + [bool(re.search(p, question.lower())) for p in question_words.values()]
+    size = [np.log1p(len(question)), np.log1p(len(question.split())), bool(re.search(r'\d', question))]
+    return size + [bool(re.search(p, question.lower())) for p in question_words.values()]
 
 def logistic_regression(
     x:np.ndarray, # (rows, features), each with a standard deviation of about 1
@@ -115,8 +115,8 @@ def match_yes_rate(
 # %% ../../nbs/evaluation/04_controls.ipynb #eef956ad
 def deciding_measure(rows)->str: # One of `measures`
     "The deciding measure: d′, or the AUROC where d′ depends on its correction."
-    valid_rows = any(o is not None for o in rows['log_odds'])
-    return 'auroc' if valid_rows and flags(count_cells(rows['correct'], rows['yes']).values()) else 'd_prime_loglinear'
+    has_odds = any(o is not None for o in rows['log_odds'])
+    return 'auroc' if has_odds and flags(count_cells(rows['correct'], rows['yes']).values()) else 'd_prime_loglinear'
 
 # %% ../../nbs/evaluation/04_controls.ipynb #77335d5e
 @dataclass
