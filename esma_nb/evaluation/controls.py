@@ -15,7 +15,7 @@ import numpy as np
 from ..metrics.signal_detection import dprime
 from ..metrics.scores import auroc_first,check_bits,bracket_flagged,dagger_note,count_cells,flags,loglinear,average_ranks,grader_agreement,valid_rows
 from .records import columns,format_value
-from .paired import differences,measures,influences
+from .paired import differences,influences
 
 # %% ../../nbs/evaluation/04_controls.ipynb #62b323bf
 def claim_categories(

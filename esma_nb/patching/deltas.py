@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 import numpy as np
 import torch
