@@ -3,10 +3,12 @@
     python tools/profile_decode.py runs/profile_smollm2.json --data_dir ../shared/data/nq_open [--model MODEL] [--dtype bfloat16]
 
 For the prefill of 64 prompts and for steps of 64, 32, 16 and 8 rows it prints the milliseconds by part, and what the products with the weights would take at the rate of a large
-product or at the bandwidth of a copy. A part is timed around its calls, so the times of all parts add up to the step.
+product or at the bandwidth of a copy. A part is timed around its calls, so the times of all parts add up to the step; each is a median. Then it times the step of 64 rows with each layer
+compiled by `torch.compile` (dynamic shapes; the products stay oneDNN's packed ones), in turn with the eager ones.
 """
 import argparse
 from collections import Counter
+from statistics import median
 from time import perf_counter
 import torch
 from esma_nb.bench.bench import machine
@@ -48,23 +50,23 @@ def started(model, rows, kinds, n): # A decoder that has read all prompts and ke
     decoder.keep(keep)
     return decoder,tokens[keep]
 
-def by_part(timer, start, times=1)->dict: # Milliseconds since `start`, by part
-    total = perf_counter()-start
-    spent = dict(timer.spent, rest=total-sum(timer.spent.values()))
-    return {k: 1e3*spent.get(k, 0.)/times for k in parts}
+def by_part(work, timer, times, warm)->dict: # Milliseconds of `work()` by part, each the median over `times`
+    found = []
+    for _ in range(warm+times):
+        timer.spent.clear()
+        start = perf_counter()
+        work()
+        found.append(dict(timer.spent, rest=perf_counter()-start-sum(timer.spent.values())))
+    return {k: 1e3*median(f.get(k, 0.) for f in found[warm:]) for k in parts}
 
-def profile_prefill(model, rows, kinds, timer, times=3)->dict:
-    for i in range(times+1):
-        if i==1: timer.spent.clear(); start = perf_counter()
-        llama.LlamaDecoder(model).start(rows, kinds, 32)
-    return by_part(timer, start, times)
+def profile_prefill(model, rows, kinds, timer)->dict: return by_part(lambda: llama.LlamaDecoder(model).start(rows, kinds, 32), timer, 5, 1)
 
-def profile_step(model, rows, kinds, n, timer, steps=24, warm=4)->dict:
+def profile_step(model, rows, kinds, n, timer)->dict:
     decoder,tokens = started(model, rows, kinds, n)
-    for i in range(warm+steps):
-        if i==warm: timer.spent.clear(); start = perf_counter()
+    def step():
+        nonlocal tokens
         tokens = greedy(decoder.next(tokens), rows)
-    return by_part(timer, start, steps)
+    return by_part(step, timer, 24, 4)
 
 def tokens_read(rows, kinds)->int: # By prefill: each shared prefix once
     of_kind = [[r for r,k in zip(rows, kinds) if k==kind] for kind in dict.fromkeys(kinds)]
@@ -76,6 +78,62 @@ def product_minimum(model, n, of_head, peaks, size)->float: # Milliseconds: each
     operations = sum(2*w*(of_head if m is model.lm_head else n) for m,w in zip(layers, weights))
     return 1e3*max(operations/peaks['flops'], sum(weights)*size/peaks['bandwidth'])
 
+library = torch.library.Library('profile_decode', 'FRAGMENT') # So that a packed product stands in a compiled graph as one operation
+library.define('product(Tensor x, Tensor weight, Tensor? bias, SymInt n) -> Tensor')
+for key in ('CPU', 'MkldnnCPU'): library.impl('product', lambda x, weight, bias, n: torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], ''), key)
+library.impl('product', lambda x, weight, bias, n: x.new_empty(x.shape[0], n), 'Meta')
+
+def product(w, x): return torch.ops.profile_decode.product(x, *w)
+
+def normalized(w, x):
+    h = x.float()
+    return w*(h*torch.rsqrt(h.pow(2).mean(-1, keepdim=True)+1e-5)).to(x.dtype)
+
+def layer_step(weights, x, cos, sin, keys, values, at, mask, prefixes, spans, heads): # A layer of a decode step as one function, for `torch.compile`
+    norm,q,k,v,o,norm2,gate,up,down = weights
+    kv_heads,head_dim = heads
+    h,n,T = normalized(norm, x),len(x),mask.shape[-1]
+    q,k,v = (product(w, h).view(n, -1, head_dim) for w in (q, k, v))
+    q,k = llama.rotate(q, cos, sin)*head_dim**-.5,llama.rotate(k, cos, sin)
+    keys.index_copy_(3, at, k.float()[..., None])
+    values.index_copy_(2, at, v.float()[:, :, None])
+    rows = q.float().view(n, kv_heads, -1, head_dim)
+    found = [llama.attend(rows[a:b], keys[a:b, ..., :T], values[a:b, :, :T], *prefix, mask[a:b]) for (a,b),prefix in zip(spans, prefixes)]
+    x = x + product(o, torch.cat(found).to(x.dtype).reshape(n, -1))
+    h = normalized(norm2, x)
+    return x + product(down, torch.nn.functional.silu(product(gate, h))*product(up, h))
+
+def layer_weights(layer):
+    def packed(m): return m.packed.blocks,m.bias,m.packed.shape[0]
+    a,m = layer.self_attn,layer.mlp
+    return [layer.input_layernorm.weight, *map(packed, (a.q_proj, a.k_proj, a.v_proj, a.o_proj)), layer.post_attention_layernorm.weight, *map(packed, (m.gate_proj, m.up_proj, m.down_proj))]
+
+def compiled_next(step, decoder, tokens): # As `LlamaDecoder.next`
+    decoder.mask = torch.nn.functional.pad(decoder.mask, (0, 1))
+    x,at = decoder.body.embed_tokens(tokens),torch.tensor([decoder.n_cached])
+    cos,sin = (t[0, :, None] for t in decoder.body.rotary_emb(x[None], decoder.positions[None]))
+    spans = [(a, b) for _,a,b in decoder.spans]
+    for i,layer in enumerate(decoder.body.layers):
+        x = step(layer_weights(layer), x, cos, sin, decoder.keys[i], decoder.values[i], at, decoder.mask, [(k[i], v[i]) for k,v in decoder.prefix_kv], spans, (decoder.kv_heads, decoder.head_dim))
+    decoder.n_cached,decoder.positions = decoder.n_cached+1,decoder.positions+1
+    return decoder.logits(x)
+
+def compare_compiled(model, rows, kinds, n, steps=24)->dict: # Median milliseconds of both; seconds of the first call; the share of equal tokens
+    import torch._inductor.config
+    torch._inductor.config.size_asserts,torch._inductor.config.cpp.dynamic_threads = False,True
+    step = torch.compile(layer_step, fullgraph=True, dynamic=True)
+    (eager,tokens),(fast,_) = (started(model, rows, kinds, n) for _ in range(2))
+    spent,same = dict(eager=[], compiled=[]),[]
+    for i in range(steps):
+        for name,f in dict(eager=eager.next, compiled=lambda t: compiled_next(step, fast, t)).items():
+            start = perf_counter()
+            logits = f(tokens)
+            spent[name].append(perf_counter()-start)
+            same.append((name, greedy(logits, rows)))
+        tokens = same[-2][1]
+    equal = [a==b for (_,a),(_,b) in zip(same[::2], same[1::2])]
+    return {k: 1e3*sorted(v)[steps//2] for k,v in spent.items()} | {'first call, seconds': spent['compiled'][0], 'equal tokens': torch.cat(equal).float().mean().item()}
+
 @torch.inference_mode()
 def main(path, model, data_dir, dtype):
     torch.set_num_threads(1)
@@ -85,15 +143,18 @@ def main(path, model, data_dir, dtype):
     claim,questions = meta_claim(),[r['question'] for r in load_rows('nq_open', data_dir=data_dir, num_samples=32)[0]]
     rows = encode(tokenizer, [f(q) for f in (claim.direct, claim.extra) for q in questions])
     peaks = machine_peaks(torch.device('cpu'), getattr(torch, dtype))
+    kinds = ['direct']*32+['meta']*32
+    compiled = {64: compare_compiled(net, rows, kinds, 64)}
     timer = Timer()
     instrument(net, timer)
-    kinds,size = ['direct']*32+['meta']*32,dict(float32=4, bfloat16=2)[dtype]
+    size = dict(float32=4, bfloat16=2)[dtype]
     read = tokens_read(rows, kinds)
     found = {f'prefill of {read} tokens': profile_prefill(net, rows, kinds, timer)} | {f'step of {n} rows': profile_step(net, rows, kinds, n, timer) for n in (64, 32, 16, 8)}
     for (name,f),n in zip(found.items(), (read, 64, 32, 16, 8)): f['products at the peak'] = product_minimum(net, n, min(n, 64), peaks, size)
-    write_json(path, dict(machine=machine(torch.device('cpu')), model=model, dtype=dtype, peaks=peaks, milliseconds=found))
+    write_json(path, dict(machine=machine(torch.device('cpu')), model=model, dtype=dtype, peaks=peaks, milliseconds=found, compiled=compiled))
     names = list(next(iter(found.values())))
     print(markdown_table([['', 'all', *names], *([n, f'{sum(f[k] for k in parts):.1f}', *(f'{f[k]:.1f}' for k in names)] for n,f in found.items())]))
+    for n,f in compiled.items(): print(f'step of {n} rows, with torch.compile: ' + ', '.join(f'{k} {v:.3g}' for k,v in f.items()))
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])

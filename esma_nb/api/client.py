@@ -7,11 +7,11 @@ __all__ = ['Throttle', 'parse_base_url', 'api_key_from', 'APIEngine', 'run_in_th
 
 # %% ../../nbs/api/02_client.ipynb #bff44cf1
 import asyncio,os,re
+from concurrent.futures import ThreadPoolExecutor,wait
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from math import inf
 from random import Random
-from threading import Thread
 from time import monotonic
 from typing import Callable
 from urllib.parse import urlsplit
@@ -261,15 +261,14 @@ def run_in_thread(work): # Works where an event loop is running already, as in a
     running = {}
     async def main():
         running.update(loop=asyncio.get_running_loop(), task=asyncio.create_task(work))
-        await asyncio.wait([running['task']])
-    thread = Thread(target=asyncio.run, args=[main()])
-    thread.start()
-    try: thread.join()
-    except BaseException:
-        if running: running['loop'].call_soon_threadsafe(running['task'].cancel)
-        thread.join()
-        raise
-    return running['task'].result()
+        return await running['task']
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(asyncio.run, main()) # Waiting for it can be interrupted; before Python 3.13 an interrupted `Thread.join` takes a running thread for finished
+        try: return done.result()
+        except BaseException:
+            if running and not done.done(): running['loop'].call_soon_threadsafe(running['task'].cancel)
+            wait([done])
+            raise
 
 # %% ../../nbs/api/02_client.ipynb #0686a7c3
 async def gather_or_cancel(work): # A list of awaitables

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['brier', 'log_score', 'rewards', 'graded', 'answered_rows', 'payoff', 'balanced', 'rows_with_log_odds', 'scoring_rule',
-           'ranking', 'get_reward', 'own_reward']
+           'pairwise_auroc', 'get_reward', 'own_reward']
 
 # %% ../../nbs/rewards/00_rewards.ipynb #9f494057
 from math import inf,log2,tanh
@@ -68,7 +68,7 @@ brier = scoring_rule(lambda p: 1 - (1-p)**2, 'brier')
 log_score = scoring_rule(lambda p: 1 + log2(min(max(p, .001), .999)), 'log')
 
 # %% ../../nbs/rewards/00_rewards.ipynb #bca8d2ab
-def ranking(correct, yes, log_odds)->float: # From 0 to 1; ½ for constant and random log-odds
+def pairwise_auroc(correct, yes, log_odds)->float: # From 0 to 1; ½ for constant and random log-odds
     "AUROC of the log-odds over the batch: how often a right answer has higher log-odds than a wrong one."
     rows = rows_with_log_odds(correct, yes, log_odds, 'auroc')
     right = [c for c,_,_ in rows]
@@ -82,7 +82,7 @@ rewards = dict(
     balanced=balanced, # Matching claims, right and wrong answers with equal weight
     brier=brier, # Quadratic scoring rule of the confidence
     log=log_score, # Logarithmic scoring rule; punishes confident errors most
-    auroc=ranking) # Share of right and wrong answers that the log-odds order correctly
+    auroc=pairwise_auroc) # Share of right and wrong answers that the log-odds order correctly
 graded = 'brier','log','auroc' # Those that need log-odds
 
 def get_reward(
