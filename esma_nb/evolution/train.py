@@ -41,6 +41,7 @@ recipes = dict(
 
 def resolve(
     args:dict, # Arguments of `train`; None stands for the recipe's value
+    recipes:dict=recipes, # Values by argument, for `demo` and for `paper`
 )->dict: # The same with the recipe's values in place of None
     "Fill in defaults: the embedded model has its own recipe, all others use the paper's."
     recipe = recipes['demo' if args['model']=='demo' and args['dataset'] in (None, 'demo') else 'paper']
