@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recipes', 'metrics_for_best_model', 'may_change', 'resolve', 'claim_and_reward', 'check_args', 'mistakes',
            'changeable', 'prepare', 'try_out', 'load_questions', 'other_sets', 'load', 'start_engine', 'describe_run',
-           'is_finished', 'estimate_cost', 'estimated_memory', 'format_results', 'finish', 'train']
+           'is_finished', 'estimate_cost', 'estimated_memory', 'format_results', 'finish_run', 'train']
 
 # %% ../../nbs/evolution/08_train.ipynb #8f46234d
 from contextlib import nullcontext
@@ -199,7 +199,7 @@ def format_results(out:Path, result:dict)->str: # The last lines of the command
     return (f"\n{metrics_table(ends)}\n\n{warned}{forgetting_table(result.get('also'))}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
         f"its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}")
 
-def finish(
+def finish_run(
     run, # A trainer; None where the run in `out` is finished already
     out:Path, group, log, # As for the trainer
     command, # The function that the model card names
@@ -290,4 +290,4 @@ def train(
     run = prepare(args, out, group, log, task, dry_run)
     if dry_run: return group.close()
     from esma_nb.evolution.train import train as itself # Run as a program, this module has no `train` yet
-    return finish(run, out, group, log, itself, push_to_hub, partial(stop_vllm, run.llm) if run and run.llm else lambda: None)
+    return finish_run(run, out, group, log, itself, push_to_hub, partial(stop_vllm, run.llm) if run and run.llm else lambda: None)

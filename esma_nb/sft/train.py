@@ -15,7 +15,7 @@ from ..datasets.rows import describe
 from ..engines.encoding import encode
 from ..integrations.hub import check_upload
 from ..integrations.trackers import check_tracker
-from ..evolution.train import finish,load,load_questions,resolve
+from ..evolution.train import finish_run,load,load_questions,resolve
 from .examples import answer_and_claim_examples,answer_examples,claim_examples
 
 # %% ../../nbs/sft/03_train.ipynb #c3ade6c0
@@ -74,7 +74,7 @@ def run(args:dict, output_dir:str, make_examples, by)->dict: # What `summary.jso
     group = ProcessGroup(cpu=args['device']=='cpu')
     def log(text):
         if group.is_main: print(text, flush=True)
-    return finish(prepare(args, out, make_examples, group, log), out, group, log, by, args['push_to_hub'])
+    return finish_run(prepare(args, out, make_examples, group, log), out, group, log, by, args['push_to_hub'])
 
 # %% ../../nbs/sft/03_train.ipynb #7a3d57e0
 def run_recipe(
