@@ -31,7 +31,7 @@ from ..evaluation.records import columns,load_records,scores
 from ..evaluation.protocol import token_sampler,resolve_protocol
 from ..evaluation.evaluate import evaluate
 from ..evaluation.paired import differences,join_records
-from ..integrations.trackers import tracker
+from ..integrations.trackers import Tracker,tracker
 from .noise import cached_noise,noises
 from .lowrank import LowRankBatch,lowrank_engine,lowrank_factors
 from .population import ShardedUpdate,es_iteration,evaluate_lowrank_batch,evaluate_parallel
@@ -83,7 +83,7 @@ class ESTrainer:
         if not self.llm: cast_parameters(self.model, pick_dtype(dtype, self.model.device))
         self.lowrank_generate = None
         self.set_up_vllm() if self.llm else self.set_up_engines()
-        self.journal,self.measured,self.stop,self.tracker = [],{},[],None
+        self.journal,self.measured,self.stop,self.tracker = [],{},[],Tracker('none', self.out)
         decoder = 'vLLM' if self.llm else type(decoder_for(self.model)).__name__
         self.log(f"members compute in {dtype} with {decoder}, {len(self.replicas)} at a time")
 
@@ -262,8 +262,7 @@ def train(self:ESTrainer)->dict: # The content of `summary.json`; None in other 
                 "the same command goes on from there")
             if 'time' in self.stop: return self.log(f"{hours} hours are over: {left}")
             raise KeyboardInterrupt(left) from None
-        finally:
-            if self.tracker: self.tracker.finish()
+        finally: self.tracker.finish()
         digest = self.save(self.out/'model')
     if self.group.is_main: return write_summary(self.out, self.measured, self.args['metric_for_best_model'], digest, also=self.forgetting())
 
