@@ -8,7 +8,7 @@ __all__ = ['make_master_weights', 'sha256_master', 'replay', 'save_checkpoint', 
            'defer_interrupts']
 
 # %% ../../nbs/evolution/05_checkpoint.ipynb #2bc45a49
-import os,shutil,signal,threading
+import shutil,signal,threading
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
