@@ -264,10 +264,9 @@ def retry_after(
 def backoff(
     tries:int, # Attempts so far
     random:Random, # Source of the jitter
-    cap:float=30., # Longest wait, in seconds
-)->float: # Seconds
+)->float: # Seconds, at most 30
     "Exponential backoff with full jitter: a random time up to a limit that doubles with each attempt."
-    return random.uniform(0, min(cap, .25*2**tries))
+    return random.uniform(0, min(30., .25*2**tries))
 
 # %% ../../nbs/api/01_chat_completions.ipynb #8b68936c
 request_options = dict(token_limit=('max_completion_tokens', 'max_tokens'), temperature=(0, None), # Alternatives, best first

@@ -136,7 +136,7 @@ async def send_request(self:APIEngine,
 def next_option(self:APIEngine,
     name:str, # A key of `request_options`, or None
     sent:dict, # The `request_options` of the rejected request
-)->str: # `next_option` (send again), `abort` or `failed_reply`
+)->str: # `reword` (send again), `stop` (the run) or `lost` (no reply)
     "Move to the next alternative of a parameter, unless the server has accepted it before."
     if name and self.request_options[name]!=sent[name]: return 'reword'
     if name is None or name in self.accepted_options: return 'lost'

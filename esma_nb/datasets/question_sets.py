@@ -11,7 +11,6 @@ __all__ = ['unanswerable', 'both_splits', 'mkqa_langs', 'dataset_specs', 'letter
 # %% ../../nbs/datasets/02_question_sets.ipynb #79402713
 from dataclasses import dataclass,replace
 from importlib.resources import files
-from pathlib import Path
 from random import Random
 from typing import Callable
 from .rows import parse_answers,custom_row

@@ -47,10 +47,9 @@ def normalize_column(name)->str: # `Possible_Answers` is `possible answers`
 
 def column_names(
     first:list, # The cells of the first line
-    known=header_names, # Names of which a header has at least one
 )->list: # Column names; `question` and `answers` if the file has no header
     "The column names: the first line, unless it is already a question with its answers."
-    if any(normalize_column(c) in known for c in first) or len(first)!=2: return first
+    if any(normalize_column(c) in header_names for c in first) or len(first)!=2: return first
     is_question = first[0].rstrip().endswith(('?', '？')) or len(first[0].split())>3
     return ['question', 'answers'] if is_question or re.fullmatch(r'\[.*\]', first[1].strip()) else first
 

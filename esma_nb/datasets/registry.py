@@ -148,8 +148,7 @@ def load_train_val(
     role = find_split(dataset_spec, split or ('train' if 'train' in here else None))
     one_file = data_dir and not dataset_spec.roles and Path(data_dir).is_file()
     cut = one_file or role=='validation' or 'validation' not in here
-    options = dict(lang=lang, data_dir=data_dir, clean=clean)
-    options |= dict(question_column=question_column, answers_column=answers_column)
+    options = dict(lang=lang, data_dir=data_dir, clean=clean, question_column=question_column, answers_column=answers_column)
     rows,counts = load_rows(dataset, role, **options)
     others = rows if cut else load_rows(dataset, 'validation', **options)[0]
     if num_val_samples is None: num_val_samples = max(1, len(rows)//10) if cut else len(others)

@@ -8,7 +8,6 @@ __all__ = ['rewrite_file', 'remaining_rows', 'paid_attempts', 'evaluate_api', 'b
            'eval_api']
 
 # %% ../../nbs/evaluation/05_api_jobs.ipynb #4b844fd2
-import json
 from collections import Counter
 from dataclasses import asdict,replace
 from math import inf

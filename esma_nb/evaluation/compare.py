@@ -15,10 +15,10 @@ from ..metrics.matching import matchers
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,label
 from ..core.cli import command
 from ..core.runs import check_output_path,atomic_write,write_json
-from .records import columns,load_records,record_files,rematch
+from .records import columns,format_value,load_records,record_files,rematch
 from .protocol import lookup
 from .paired import differences,join_records,mcnemar,measures
-from .controls import control_table,controls,markdown_table,format_difference
+from .controls import control_table,controls,markdown_table
 from .recalibration import worth_of_training,worth_verdict
 from ..signals.tracking import tracking,tracking_verdict
 
@@ -74,10 +74,9 @@ def dprime_warning(found)->list: # The warning about bracketed d′, or an empty
 # %% ../../nbs/evaluation/08_compare.ipynb #0f32de1d
 def difference_table(c:Comparison)->str: # Markdown
     "The measures of every run, and their differences to the first."
-    def value(x): return '–' if x is None else f'{x:.3f}'
-    def more(d): return bracket_flagged(format_difference(d) + (' *' if d.ci and not d.ci[0]<=0<=d.ci[1] else ''), sum(d.flags, []))
-    def one(d): return bracket_flagged(value(d.first), d.flags[0])
-    def both(d): return bracket_flagged(value(d.second), d.flags[1]),more(d)
+    def more(d): return bracket_flagged(format_value(d.difference, d.ci, '+') + (' *' if d.ci and not d.ci[0]<=0<=d.ci[1] else ''), sum(d.flags, []))
+    def one(d): return bracket_flagged(format_value(d.first), d.flags[0])
+    def both(d): return bracket_flagged(format_value(d.second), d.flags[1]),more(d)
     head = ['', c.first, *(x for k in c.differences for x in (k, f'{k} − {c.first}'))]
     lines = [[label(m), one(next(iter(c.differences.values()))[m]), *(x for found in c.differences.values() for x in both(found[m]))]
         for m in (auroc_first(measures) if c.notes else measures)]
@@ -97,17 +96,16 @@ def format_comparison(c:Comparison)->str: # Markdown
 def tracking_lines(c:Comparison)->list: # A table; empty where no run recorded its consistency
     "Does the confidence of each run follow being right, or being consistent?"
     if not c.tracks: return []
-    def cell(x, ci): return '–' if x is None else f'{x:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
-    lines = [[k, str(t.n), cell(t.accuracy, t.accuracy_ci), cell(t.consistency, t.consistency_ci), tracking_verdict(t)] for k,t in c.tracks.items()]
+    lines = [[k, str(t.n), format_value(t.accuracy, t.accuracy_ci, '+'), format_value(t.consistency, t.consistency_ci, '+'), tracking_verdict(t)]
+        for k,t in c.tracks.items()]
     return ['### What does the confidence track?', '',
         markdown_table([['', 'questions', 'being right, at equal consistency', 'consistency, at equal rightness', 'it tracks'], *lines]), '']
 
 def worth_lines(c:Comparison)->list: # A table and a sentence; empty without log-odds
     "Would a threshold on the log-odds of the first run do as well as the last run?"
     if not c.worth: return []
-    def value(x): return '–' if x is None else f'{x:.3f}'
     names = dict(words=f'{c.last}, its words', threshold=f'{c.last}, with a threshold too')
-    lines = [[names[k], value(d.first), value(d.second), format_difference(d)] for k,d in c.worth.items()]
+    lines = [[names[k], format_value(d.first), format_value(d.second), format_value(d.difference, d.ci, '+')] for k,d in c.worth.items()]
     return [f'### More than a threshold on the log-odds of {c.first}?', '',
         markdown_table([['d′ by the claims of', f'{c.first}, with a threshold', 'this', 'difference'], *lines]), '',
         worth_verdict(c.worth['words']) + ' Thresholds are fitted on other questions than they are used on (5 parts).', '']
@@ -118,7 +116,7 @@ def forgetting_table(
 )->str: # Markdown, ends with an empty line; empty without other sets
     "Changes on other question sets, with paired 95 % intervals."
     if not also: return ''
-    def cell(d): return '–' if d['ci'] is None else f"{d['first']:.3f} → {d['second']:.3f}, {d['difference']:+.3f} [{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"
+    def cell(d): return '–' if d['ci'] is None else f"{d['first']:.3f} → {d['second']:.3f}, {format_value(d['difference'], d['ci'], '+')}"
     kinds = 'accuracy', 'alignment', 'auroc'
     return markdown_table([['also measured', *kinds], *([name, *(cell(d[k]) for k in kinds)] for name,d in also.items())]) + '\n\n'
 
@@ -154,10 +152,10 @@ def csv_rows(c:Comparison)->list: # Dicts: one a run and measure, then one a con
             low=d.ci and d.ci[0], high=d.ci and d.ci[1], note=d.reason or says)
         for run,against,ds,says in found for m,d in ds.items()]
 
-def write_csv(path, lines): # Atomic, like `write_json`
+def write_csv(path, lines, **kwargs): # Atomic, like `write_json`; `kwargs` of `csv.DictWriter`
     with atomic_write(path) as draft:
         with open(draft, 'w', newline='', encoding='utf-8') as f:
-            out = comma.DictWriter(f, lines[0])
+            out = comma.DictWriter(f, lines[0], **kwargs)
             out.writeheader()
             out.writerows(lines)
 

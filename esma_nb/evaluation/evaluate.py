@@ -22,6 +22,7 @@ from ..prompts.elicitation import Claim,claim_prompts
 from ..datasets.question_sets import default_grader
 from ..datasets.registry import load_rows
 from ..datasets.rows import describe
+from ..engines.vllm import check_engine,import_vllm,launch_vllm,prepare_environment,vllm_engine
 from ..api.judge import Judge,judge_prompt
 from ..signals.elicit import ask_signals,check_signals
 from ..signals.sampling import same_by_judge,same_words,sampled
@@ -237,26 +238,25 @@ def local_model(
     protocol:dict, # As from `resolve_protocol`
     batch_size:int, # Questions in one batch; each has up to 2 prompts
     device:str, # cpu, cuda, cuda:1, mps or auto
-)->tuple: # `generate`, and the device in words
+)->tuple: # `generate`, the device in words, and parameters by name that can be overwritten (None for vLLM)
     "Load a local model, and make an engine of it."
     if args['engine']=='vllm': return vllm_model(args, protocol)
     from esma_nb.engines.hf import hf_engine
     from esma_nb.engines.models import load_model
     from esma_nb.engines.prepack import pack
     model,tokenizer = load_model(args['model'], args['dtype'], device)
-    pack(model)
+    parameters = dict(model.named_parameters()) | pack(model)
     options = {k: args[k] for k in ('enable_thinking', 'max_input_length', 'max_reasoning_tokens')}
     sample_token = token_sampler(protocol, model, args['seed'])
-    return hf_engine(model, tokenizer, 2*batch_size, sample_token=sample_token, warn=print, **options),str(model.device)
+    return hf_engine(model, tokenizer, 2*batch_size, sample_token=sample_token, warn=print, **options),str(model.device),parameters
 
 def vllm_model(args, protocol)->tuple: # As from `local_model`
     from esma_nb.engines.models import pick_device,pick_dtype
-    from esma_nb.engines.vllm import import_vllm,launch_vllm,vllm_engine
     version,device = import_vllm().__version__,pick_device('auto')
     llm,model,tokenizer = launch_vllm(args, str(pick_dtype(args['dtype'], device)).partition('.')[2], writable=False)
     options = token_sampler(protocol, model, args['seed'], 'vllm')
     engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], options, args['enable_thinking'], args['max_reasoning_tokens'], print)
-    return engine,f'vLLM {version}, {device}'
+    return engine,f'vLLM {version}, {device}',None
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #8b9f5e2a
 @command
@@ -275,11 +275,10 @@ def eval_model(
     **kwargs):
     "Measure what a model knows and whether it knows that it knows; the same command again resumes."
     args = {k: v for k,v in (locals() | kwargs).items() if k!='kwargs'}
-    from esma_nb.engines.vllm import check_engine,prepare_environment
     if engine=='vllm': prepare_environment()
     check_engine(engine, device, tensor_parallel_size)
     plan = plan_evaluation(args | prompt_limits(args['preset'], args), 'eval')
-    generate,device_name = local_model(plan.args, plan.protocol, batch_size, device)
+    generate,device_name,_ = local_model(plan.args, plan.protocol, batch_size, device)
     open_evaluation(plan, device=device_name)
     ask = plan.signals and partial(ask_signals, **plan.signals, keep=plan.keep_samples)
     def work(bar): return evaluate_into(plan.records, generate, plan.rows, plan.claim, plan.match, batch_size, lambda done: bar.update(done-bar.n), ask)

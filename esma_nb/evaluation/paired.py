@@ -14,7 +14,6 @@ import numpy as np
 from ..metrics.intervals import as_float,z95
 from ..metrics.scores import check_bits,count_cells,flags,label,loglinear,requirements,average_ranks,z
 from ..datasets.rows import normalize_question
-from .records import columns
 
 # %% ../../nbs/evaluation/03_paired.ipynb #d3e32f98
 def index_by_id(name:str, records)->dict: # `Record`s by their question's id

@@ -57,14 +57,12 @@ def best_threshold(
 
 def with_threshold(
     records:list, # With log-odds
-    folds:int=5,
-    seed:int=0,
 )->list: # `Record`s
     "The same records with claims from a cross-fitted threshold on their log-odds."
     def fit(correct, odds):
         t = best_threshold(correct, odds)
         return lambda x: bool(x>t)
-    return cross_fit(records, fit, lambda r, yes: replace(r, yes=yes, unparsed=False), folds, seed)
+    return cross_fit(records, fit, lambda r, yes: replace(r, yes=yes, unparsed=False))
 
 # %% ../../nbs/evaluation/07_recalibration.ipynb #ef0d47d9
 def platt(
@@ -95,11 +93,9 @@ def isotonic(
 def recalibrate(
     records:list, # With log-odds
     fit=platt, # Or `isotonic`
-    folds:int=5,
-    seed:int=0,
 )->list: # `Record`s
     "The same records with cross-fitted, calibrated log-odds."
-    return cross_fit(records, fit, lambda r, x: replace(r, log_odds=x, p_yes=1/(1+np.exp(-x))), folds, seed)
+    return cross_fit(records, fit, lambda r, x: replace(r, log_odds=x, p_yes=1/(1+np.exp(-x))))
 
 # %% ../../nbs/evaluation/07_recalibration.ipynb #dcdbaf9f
 def worth_of_training(

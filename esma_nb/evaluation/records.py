@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'record', 'columns', 'scores', 'signals_table', 'recluster', 'load_records', 'record_files', 'rematch',
-           'outcome_of', 'regrade', 'grades_summary', 'records_summary', 'failures']
+           'outcome_of', 'regrade', 'format_value', 'grades_summary', 'records_summary', 'failures']
 
 # %% ../../nbs/evaluation/00_records.ipynb #cef7c900
 import re
@@ -154,19 +154,24 @@ def regrade(
         return replace(r, correct=None if new is None else new=='correct', grades=grades)
     return [one(r, new) for r,new in zip(records, outcomes, strict=True)]
 
+def format_value(x:float, ci=None, sign='')->str: # With its interval, if it has one; `sign` is `+` for a difference
+    if x is None: return '–'
+    return f'{x:{sign}.3f}' + (f' [{ci[0]:{sign}.3f}, {ci[1]:{sign}.3f}]' if ci else '')
+
 def grades_summary(records:list)->str: # Empty where no answer has two grades
     "Attempts by the last grader, and how far it agrees with each other one."
     graded = [r.grades for r in records if r.grades]
     if not graded: return ''
     *others,last = dict.fromkeys(g for grades in graded for g in grades)
     s = attempt_scores([g.get(last) for g in graded])
-    def show(x, ci=None): return '–' if x is None else f'{x:.3f}' + (f' [{ci[0]:.3f}, {ci[1]:.3f}]' if ci else '')
-    lines = [f"{last}: {', '.join(f'{n} {o}' for o,n in s['counts'].items())}, {s['unknown']} unknown; accuracy {show(s['accuracy'], s['accuracy_ci'])}, "
-        f"correct given attempted {show(s['correct_given_attempted'], s['correct_given_attempted_ci'])}, F-score {show(s['f_score'])}"]
+    accuracy,given_attempted = (format_value(s[k], s[f'{k}_ci']) for k in ('accuracy', 'correct_given_attempted'))
+    lines = [f"{last}: {', '.join(f'{n} {o}' for o,n in s['counts'].items())}, {s['unknown']} unknown; accuracy {accuracy}, "
+        f"correct given attempted {given_attempted}, F-score {format_value(s['f_score'])}"]
     def right(name): return [None if (o := g.get(name)) is None else o=='correct' for g in graded]
     for name in others:
         k = grader_agreement(right(name), right(last))
-        lines.append(f"{name} and {last}: the same grade for {show(k['agreement'])} of {k['n']} answers, Cohen's kappa {show(k['kappa'], k['kappa_ci'])}")
+        same,kappa = format_value(k['agreement']),format_value(k['kappa'], k['kappa_ci'])
+        lines.append(f"{name} and {last}: the same grade for {same} of {k['n']} answers, Cohen's kappa {kappa}")
     return '\n'.join(lines)
 
 # %% ../../nbs/evaluation/00_records.ipynb #385b47d5

@@ -8,7 +8,7 @@ __all__ = ['make_master_weights', 'sha256_master', 'replay', 'save_checkpoint', 
            'defer_interrupts']
 
 # %% ../../nbs/evolution/05_checkpoint.ipynb #2bc45a49
-import os,shutil,signal,threading
+import shutil,signal,threading
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
 from ..core.runs import verify_manifest,sha256_json,read_json,write_manifest,atomic_write
 from ..engines.models import load_model,quiet,stored_tensors,write_model
-from .es import fingerprint
+from .noise import noises
+from .lowrank import lowrank_direction,lowrank_sum
+from .optimizers import make_optimizer
+from .es import MasterWeights,fingerprint
 
 # %% ../../nbs/evolution/05_checkpoint.ipynb #7e64dad0
 def make_master_weights(
@@ -25,10 +28,6 @@ def make_master_weights(
     **options, # Further arguments of `MasterWeights`: `sink` and `written`
 ): # A `MasterWeights`
     "The master weights of a run, with its kind of noise and its optimizer."
-    from esma_nb.evolution.es import MasterWeights
-    from esma_nb.evolution.lowrank import lowrank_direction,lowrank_sum
-    from esma_nb.evolution.noise import noises
-    from esma_nb.evolution.optimizers import make_optimizer
     is_low,noise = args['perturbation']=='lowrank',noises[args.get('noise', 'gaussian')][1]
     low = dict(noise=partial(lowrank_direction, rank=args['rank']), total=partial(lowrank_sum, rank=args['rank']))
     master = MasterWeights(model, **(low if is_low else dict(noise=noise)), **options)
@@ -60,15 +59,16 @@ def replay(
 # %% ../../nbs/evolution/05_checkpoint.ipynb #2af1376c
 def save_checkpoint(
     folder, # Appears complete or not at all
-    model, tokenizer, # For configuration and vocabulary; the weights are the master's
-    master,
+    model, tokenizer, # For configuration and vocabulary
+    master, # Its weights are saved; None: those of `model`
     iteration:int, # Number of steps that led to these weights
     state:dict=None, # Optimizer state, tensors by name
 )->str: # sha256 of the weights
-    "Save the master weights as an ordinary Hugging Face folder, with the hashes of its files."
-    digest = sha256_master(master)
+    "Save weights as an ordinary Hugging Face folder, with the hashes of its files."
+    weights = master.state() if master else None
+    digest = fingerprint(stored_tensors(model, weights))
     with atomic_write(folder) as draft, quiet():
-        write_model(model, tokenizer, draft, master.state())
+        write_model(model, tokenizer, draft, weights)
         if state: save_optimizer_state(state, draft/'optimizer.safetensors')
         write_manifest(draft, iteration=iteration, model_sha256=digest)
     return digest
@@ -79,30 +79,28 @@ def save_optimizer_state(state, path): # A full disk is an OSError, also where s
 
 # %% ../../nbs/evolution/05_checkpoint.ipynb #1fe525fb
 def read_checkpoint(
-    folder, # From `save_checkpoint`
-)->dict: # float32 tensors by parameter name
-    "Read a checkpoint with transformers; a ValueError where the result is not what was written."
+    folder:Path, # From `save_checkpoint`
+    weights:dict, # Tensors of the model that it is read for, by parameter name
+)->tuple: # float32 tensors by parameter name, and the optimizer's by `WHAT/NAME`, if there are any
+    "Read a checkpoint with transformers; a ValueError where the result is not what was written, or is another model."
     model,_ = load_model(str(folder), 'float32', 'cpu')
-    if fingerprint(stored_tensors(model))!=read_json(Path(folder)/'manifest.json')['model_sha256']:
+    if fingerprint(stored_tensors(model))!=read_json(folder/'manifest.json')['model_sha256']:
         raise ValueError(f"{folder}: transformers does not read the weights that were written")
-    return dict(model.named_parameters())
+    tensors,path = dict(model.named_parameters()),folder/'optimizer.safetensors'
+    state = load_file(path) if path.exists() else {}
+    odd = [n for n,w in weights.items() if n not in tensors or tensors[n].shape!=w.shape]
+    odd += [k for k,t in state.items() if (n := k.partition('/')[2]) not in weights or t.ndim and t.numel()!=weights[n].numel()]
+    if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are missing or have another shape, such as {odd[0]}")
+    return tensors,state
 
 def load_checkpoint(
     master, # Its weights, working copy and optimizer state are overwritten
     folder:Path, # Of a checkpoint
 ):
     "Load a checkpoint into the master, after a check that all of its tensors are there."
-    memory = folder/'optimizer.safetensors'
-    state = load_file(memory) if master.optimizer and memory.exists() else {}
-    tensors,ours = read_checkpoint(folder),master.weights
-    found = {n: tensors[n] for n in ours if n in tensors}
-    names = {k: k.partition('/')[2] for k in state}
-    remembered = {k: state[k].flatten() for k,n in names.items() if n in ours}
-    odd = [n for n,w in ours.items() if n not in found or found[n].shape!=w.shape]
-    odd += [k for k,n in names.items() if k not in remembered or remembered[k].numel()!=ours[n].numel()]
-    if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are missing or have another shape, such as {odd[0]}")
-    for n,t in found.items(): ours[n].copy_(t)
-    for k,t in remembered.items(): master.optimizer.state[k] = t.to(ours[names[k]].device)
+    tensors,state = read_checkpoint(folder, master.weights)
+    for n,w in master.weights.items(): w.copy_(tensors[n])
+    if master.optimizer: master.optimizer.state.update({k: t.to(master.weights[k.partition('/')[2]].device) for k,t in state.items()})
     master.restore()
 
 # %% ../../nbs/evolution/05_checkpoint.ipynb #6fec1631

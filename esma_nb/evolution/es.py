@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from fastcore.basics import patch
-from .noise import direction,in_chunks,parallel_map,slices
+from .noise import in_chunks,parallel_map,slices
 
 # %% ../../nbs/evolution/03_es.ipynb #8176999d
 def sample_population(

@@ -12,6 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional # Its default arguments keep a group of processes alive if it is imported after the start, and exit aborts
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list,gather_object
 from fastcore.basics import patch
 from .optimizers import scheduled
 from .es import sample_population,shapings
@@ -23,10 +28,9 @@ def restart_store(
     "After a restart by torchrun, use a store prefix of its own: the common one still holds the addresses of ended processes."
     e = os.environ if environment is None else environment
     if e.get('TORCHELASTIC_USE_AGENT_STORE')!='True': return {}
-    from torch.distributed import PrefixStore,TCPStore
     rank,world_size = int(e['RANK']),int(e['WORLD_SIZE'])
-    store = TCPStore(e['MASTER_ADDR'], int(e['MASTER_PORT']), world_size, is_master=False)
-    return dict(store=PrefixStore(f"attempt {e['TORCHELASTIC_RESTART_COUNT']}", store), rank=rank, world_size=world_size)
+    store = dist.TCPStore(e['MASTER_ADDR'], int(e['MASTER_PORT']), world_size, is_master=False)
+    return dict(store=dist.PrefixStore(f"attempt {e['TORCHELASTIC_RESTART_COUNT']}", store), rank=rank, world_size=world_size)
 
 class ProcessGroup:
     "The processes of one run."
@@ -34,9 +38,6 @@ class ProcessGroup:
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
         tensor_parallel_size:int=1, # Processes that share one model: ranks 0 to k-1 the first one, and so on
     ): # Raises ValueError where the processes cannot be divided so
-        import torch
-        import torch.distributed.nn.functional # Its default arguments keep the group alive if it is imported after the start, and exit aborts
-        from accelerate import PartialState
         self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), **restart_store())
         self.rank,self.world_size,self.is_main = self.state.process_index,self.state.num_processes,self.state.is_main_process
         if self.world_size%tensor_parallel_size: raise ValueError(f"{self.world_size} process(es) cannot be divided into models of "
@@ -52,19 +53,22 @@ class ProcessGroup:
             raise ConnectionError("another process of this run has ended: the same command goes on from the last iteration in the journal") from e
 
     def all_gather(self, items:list)->list: # The items of all processes, in the order of their ranks
-        from accelerate.utils import gather_object
         with self.collective(): return gather_object(items) if self.world_size>1 else items
 
     def gather_results(self, items:list)->list: # Like `all_gather`, but once for each model: its processes have found the same
         return self.all_gather(items if self.is_leader else [])
 
+    def check_same_weights(self, digest:str)->str: # The sha256 of the weights in this process, if it is that of all others
+        hashes = self.all_gather([digest])
+        if len(set(hashes))>1: raise ValueError(f"the processes hold different weights ({' '.join(d[:8] for d in hashes)}): "
+            "start the same command again to go on from the last good state")
+        return digest
+
     def make_subgroup(self): # The processes that share a model with this one; every process has to make all subgroups
-        from torch.distributed import new_group
         k = self.tensor_parallel_size
-        return [new_group([*range(i*k, i*k+k)], backend='gloo') for i in range(self.n_replicas)][self.replica]
+        return [dist.new_group([*range(i*k, i*k+k)], backend='gloo') for i in range(self.n_replicas)][self.replica]
 
     def broadcast(self, value): # The value that process 0 passed, in every process
-        from accelerate.utils import broadcast_object_list
         with self.collective(): return broadcast_object_list([value])[0] if self.world_size>1 else value
 
     def barrier(self): # Until all processes are here
@@ -101,22 +105,19 @@ def work_queue(self:ProcessGroup, work_items:list, name:str): # Each item goes t
 
 @patch
 def items_taken(self:ProcessGroup, name): # How many items of `name` were taken before, by any process
-    import torch
-    from torch.distributed import broadcast
     with self.collective():
         queue = self.queue_store()
         taken = torch.tensor(queue.add(name, 1)-1 if self.is_leader else 0)
-        if self.peers: broadcast(taken, src=self.replica*self.tensor_parallel_size, group=self.peers)
+        if self.peers: dist.broadcast(taken, src=self.replica*self.tensor_parallel_size, group=self.peers)
         return taken.item()
 
 @patch
 def queue_store(self:ProcessGroup): # A key-value store in process 0
-    from torch.distributed import TCPStore
     if not self.store:
         host = os.environ.get('MASTER_ADDR', 'localhost')
-        if self.is_main: self.store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        if self.is_main: self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         port = self.broadcast(self.store.port if self.is_main else None)
-        if not self.is_main: self.store = TCPStore(host, port, is_master=False, wait_for_workers=False)
+        if not self.is_main: self.store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
     return self.store
 
 @patch
@@ -166,7 +167,6 @@ def evaluate_parallel(
     check_interrupt=lambda: None, # As for `evaluate_members`
 )->list: # As from `evaluate_members`
     "Evaluate as many members at once as there are replicas; a free replica takes the next work item."
-    import torch
     lock,waiting,cores = Lock(),iter(items),torch.get_num_threads()
     def next_item():
         with lock: return next(waiting, None)
@@ -238,21 +238,18 @@ class ShardedUpdate:
         self.local_names = [n for n in weights if self.owner[n]==group.rank]
 
     def sync_weights(self, weights:dict, facts:dict)->dict: # The `facts` of all processes, by tensor name
-        from torch.distributed import broadcast
         start = perf_counter()
         if self.group.world_size>1:
-            for sent in [broadcast(weights[n], src=r, async_op=True) for n,r in self.owner.items()]: sent.wait()
+            for sent in [dist.broadcast(weights[n], src=r, async_op=True) for n,r in self.owner.items()]: sent.wait()
         gathered = {n: f for facts in self.group.all_gather([facts]) for n,f in facts.items()}
         self.seconds = perf_counter()-start
         return {n: gathered[n] for n in weights}
 
     def gather_state(self, state:dict)->dict: # The optimizer state of all processes; complete in process 0 only
-        import torch
-        from torch.distributed import recv,send
         gathered = self.group.all_gather([{k: v.numel() for k,v in state.items()}])
         found,sizes = dict(state),{k: n for sizes in gathered for k,n in sizes.items()}
         for k in sorted(sizes):
             r = self.owner[k.partition('/')[2]]
-            if r and self.group.rank==r: send(state[k], 0)
-            if r and self.group.is_main: recv(found.setdefault(k, torch.empty(sizes[k], device=self.group.state.device)), r)
+            if r and self.group.rank==r: dist.send(state[k], 0)
+            if r and self.group.is_main: dist.recv(found.setdefault(k, torch.empty(sizes[k], device=self.group.state.device)), r)
         return found

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['member_result', 'column_reward', 'telemetry', 'progress_summary', 'per_cent', 'equal_rewards', 'unreadable_claims',
            'collapsed_claims', 'failures', 'training_warnings', 'measure', 'best_measurement', 'should_stop_early',
-           'score_line']
+           'write_summary', 'score_line']
 
 # %% ../../nbs/evolution/06_telemetry.ipynb #99430742
 from collections import Counter
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning,mark
-from ..core.runs import append_lines,atomic_write
+from ..core.runs import append_lines,atomic_write,read_lines,write_json
 from ..evaluation.records import columns,load_records
 from ..evaluation.evaluate import evaluate_into
 
@@ -140,6 +140,22 @@ def best_measurement(
 def should_stop_early(measured:dict, by:str, patience:int)->bool: # Always false for a patience of 0
     "Early stopping: were the last `early_stopping_patience` measurements no better than an earlier one?"
     return 0 < patience <= sum(t>best_measurement(measured, by)['iteration'] for t in measured)
+
+def write_summary(
+    out:Path, # Folder of a run that is finished
+    measured:dict, # As for `best_measurement`
+    by:str, # As for `best_measurement`
+    digest:str, # sha256 of the final weights
+    **more, # Further entries
+)->dict: # The content of `summary.json`
+    "Write `summary.json`: the scores before, after and at best on the held-out questions, and warnings."
+    t,lines = max(measured),read_lines(out/'metrics.jsonl')
+    asked = sum(r.seconds or 0 for p in out.glob('**/records/*.jsonl') for r in load_records(p))
+    warned = training_warnings(lines, measured[0], measured[t], load_records(out/'records'/f'iter{t:06d}.jsonl'))
+    result = dict(before=measured[0].asdict(), after=measured[t].asdict(), best=best_measurement(measured, by), iterations=t,
+        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, **more, model_sha256=digest)
+    write_json(out/'summary.json', result)
+    return result
 
 def score_line(s:MetaScores)->str: # A line for the terminal
     def n(x): return '-' if x is None else f'{x:.2f}'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recipes', 'metrics_for_best_model', 'may_change', 'resolve', 'claim_and_reward', 'check_args', 'mistakes',
            'changeable', 'prepare', 'try_out', 'load_questions', 'other_sets', 'load', 'start_engine', 'describe_run',
-           'is_finished', 'estimate_cost', 'estimated_memory', 'format_results', 'train']
+           'is_finished', 'estimate_cost', 'estimated_memory', 'format_results', 'finish_run', 'train']
 
 # %% ../../nbs/evolution/08_train.ipynb #8f46234d
 from contextlib import nullcontext
@@ -19,11 +19,17 @@ from ..metrics.scores import metrics_table
 from ..rewards.rewards import get_reward,graded,own_reward
 from ..core.cli import command
 from ..core.runs import describe_function,lock_run,open_run,read_json
+from ..datasets.registry import load_rows,load_train_val
 from ..datasets.rows import describe,sample_rows
+from ..engines.encoding import encode
+from ..engines.lora import lora_options
+from ..engines.vllm import check_engine,launch_vllm,prepare_environment,stop_vllm
 from ..evaluation.compare import forgetting_table
 from ..evaluation.records import load_records,scores
 from ..evaluation.evaluate import evaluate
 from ..evaluation.protocol import build_claim,resolve_protocol,protocol_diff,prompt_limits
+from ..integrations.hub import check_upload,publish
+from ..integrations.trackers import check_tracker
 from .telemetry import column_reward
 
 # %% ../../nbs/evolution/08_train.ipynb #cf48d099
@@ -35,6 +41,7 @@ recipes = dict(
 
 def resolve(
     args:dict, # Arguments of `train`; None stands for the recipe's value
+    recipes:dict=recipes, # Values by argument, for `demo` and for `paper`
 )->dict: # The same with the recipe's values in place of None
     "Fill in defaults: the embedded model has its own recipe, all others use the paper's."
     recipe = recipes['demo' if args['model']=='demo' and args['dataset'] in (None, 'demo') else 'paper']
@@ -57,12 +64,11 @@ metrics_for_best_model = 'd_prime_loglinear','d_prime_type2','auroc','alignment'
 
 def check_args(args:dict):
     "Refuse impossible arguments before anything is loaded or written."
-    from esma_nb.integrations.hub import check_upload
+    from esma_nb.evolution.es import sample_population
     from esma_nb.evolution.optimizers import make_optimizer,scheduled
-    from esma_nb.integrations.trackers import check_tracker
-    from esma_nb.engines.vllm import check_engine
     for is_wrong,message in mistakes(args):
         if is_wrong: raise ValueError(message)
+    sample_population(0, 0, args['population_size'], args['mirrored'])
     check_engine(args['engine'], args['device'], args['tensor_parallel_size'])
     claim_and_reward(args)
     for k in ('alpha_schedule', 'sigma_schedule'): scheduled(1., args[k], 0, 1)
@@ -71,22 +77,17 @@ def check_args(args:dict):
     make_optimizer(args['optimizer'], args['momentum'], args['weight_decay'], {})
 
 def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first that is wrong counts
+    from esma_nb.evolution.es import shapings
     from esma_nb.evolution.noise import noises
-    a,n = args,args['population_size']
+    a = args
+    choices = dict(shaping=shapings, perturbation=('full', 'lowrank'), noise=noises, update=('whole', 'sharded'))
     return [
+        *((a[k] not in names, f"no {k} {a[k]!r}: choose {' or '.join(names)}") for k,names in choices.items()),
         (not a['sigma']>0, f"sigma is {a['sigma']}: members must differ from the master weights, so give a number above 0"),
         (not a['alpha']>0, f"alpha is {a['alpha']}: the step size must be above 0"),
         (a['num_iterations']<1, f"{a['num_iterations']} iterations: give 1 or more"),
-        (n<2, f"population size is {n}: rewards are compared between members, so use 2 or more"),
-        (a['mirrored'] and n%2,
-            f"a population of {n} cannot be split into mirrored pairs: use an even number, or --no-mirrored"),
-        (a['shaping'] not in ('zscore', 'ranks'), f"no shaping {a['shaping']!r}: choose zscore or ranks"),
-        (a['perturbation'] not in ('full', 'lowrank'), f"no perturbation {a['perturbation']!r}: choose full or lowrank"),
-        (a['noise'] not in noises, f"no noise {a['noise']!r}: choose {' or '.join(noises)}"),
         (a['noise']!='gaussian' and a['perturbation']=='lowrank', "--noise rademacher is for --perturbation full: a low-rank direction is a product of normal numbers"),
         (a['parallel_members']<0, f"{a['parallel_members']} parallel members: give 1 or more, or 0 for as many as suit the machine"),
-        (a['rank']<1, f"rank is {a['rank']}: give 1 or more"),
-        (a['update'] not in ('whole', 'sharded'), f"no update {a['update']!r}: choose whole or sharded"),
         (a['claim']=='idk' and a['reward_type'] in graded,
             f"reward {a['reward_type']} needs log-odds, and the claim idk has none: use another claim, or a reward such as balanced"),
         (a['metric_for_best_model'] not in metrics_for_best_model,
@@ -106,8 +107,10 @@ def changeable(args:dict)->tuple: # Names of arguments that may differ when a ru
 def prepare(args:dict, out:Path, group, log, task, dry_run=False): # A `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on two questions, and only then create its folder; `task` is from `claim_and_reward`."
     from esma_nb.evolution.trainer import ESTrainer
-    from esma_nb.engines.encoding import encode
-    rows,eval_rows,counts = load_questions(args)
+    rows,eval_rows,counts = load_questions(args, clean=resolve_protocol(args['preset'])['clean'])
+    wanted = args['num_data_per_iteration']
+    if wanted>len(rows): raise ValueError(f"{wanted} questions an iteration, but {args['dataset']} has {len(rows)} to train on: "
+        "lower --num_data_per_iteration")
     def claim_folder():
         if group.is_main: open_run(out, args, changeable(args), counts=counts, protocol=resolve_protocol(args['preset']))
     if group.broadcast((out/'args.json').exists()): claim_folder()
@@ -130,21 +133,16 @@ def try_out(run, claim:str):
     if claim in ('logits', 'p_true') and not run.claim.prompts and all(r.unparsed for r in records):
         raise ValueError(f"the claim {claim} needs log-odds, and this model has no single token for one of the 2 words: use the claim {'meta' if claim=='logits' else 'percent'}")
 
-def load_questions(args:dict)->tuple: # Rows to train on, held-out rows, and counts of what was left out
-    from esma_nb.datasets.registry import load_train_val
+def load_questions(args:dict, clean:bool=True)->tuple: # Rows to train on, held-out rows, and counts of what was left out
     from esma_nb.engines.models import find_model
     find_model(args['model'])
-    clean,wanted = resolve_protocol(args['preset'])['clean'],args['num_data_per_iteration']
     keys = 'dataset', 'split', 'lang', 'data_dir', 'num_val_samples', 'seed'
     rows,eval_rows,counts = load_train_val(*(args[k] for k in keys), clean=clean)
     if args['num_samples']: rows = sample_rows(rows, args['num_samples'], args['seed'], first=not clean)
-    if wanted>len(rows): raise ValueError(f"{wanted} questions an iteration, but {args['dataset']} has {len(rows)} to train on: "
-        "lower --num_data_per_iteration")
     return rows,eval_rows,counts
 
 def other_sets(args:dict)->dict: # Rows by name
     "The question sets of `--also_eval`: of each as many rows as are held out, or all."
-    from esma_nb.datasets.registry import load_rows
     names = [Path(s).stem for s in args['also_eval'] or []]
     if len(set(names))<len(names): raise ValueError(f"--also_eval {' '.join(args['also_eval'])}: name each question set once")
     found = {n: load_rows(s, lang=args['lang'])[0] for n,s in zip(names, args['also_eval'] or [])}
@@ -158,8 +156,6 @@ def load(args:dict, group): # `(model, tokenizer)`
 
 def start_engine(args:dict): # A `vllm.LLM`; its processes are those of torchrun
     from esma_nb.engines.models import compute_dtype,pick_device
-    from esma_nb.engines.lora import lora_options
-    from esma_nb.engines.vllm import launch_vllm
     options = dict(distributed_executor_backend='external_launcher') if args['tensor_parallel_size']>1 else {}
     if args['perturbation']=='lowrank': options |= lora_options(args['rank'], max(2, 2*args['batch_size']//args['num_data_per_iteration']))
     return launch_vllm(args, compute_dtype(args['dtype'], pick_device('auto')), master=True, **options)[0]
@@ -202,6 +198,21 @@ def format_results(out:Path, result:dict)->str: # The last lines of the command
     warned = ''.join(f'warning: {w}\n' for w in result.get('warnings', [])) # A summary of an older version has none
     return (f"\n{metrics_table(ends)}\n\n{warned}{forgetting_table(result.get('also'))}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
         f"its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}")
+
+def finish_run(
+    run, # A trainer; None where the run in `out` is finished already
+    out:Path, group, log, # As for the trainer
+    command, # The function that the model card names
+    push_to_hub:str, # As for `train`
+    shut_down=lambda: None, # As for `ProcessGroup.close`
+)->dict: # The content of `summary.json`; None in other processes, and at the time limit
+    "Train, write the model card, upload both where asked, and print the scores."
+    with lock_run(out) if run and group.is_main else nullcontext(): result = run.train() if run else read_json(out/'summary.json')
+    card_is_due = run or push_to_hub or not (out/'model'/'README.md').exists()
+    if result and group.is_main and card_is_due: publish(out, command, push_to_hub, log)
+    group.close(shut_down)
+    if result: log(format_results(out, result))
+    return result
 
 # %% ../../nbs/evolution/08_train.ipynb #b53ab7de
 @command
@@ -270,7 +281,6 @@ def train(
     args |= dict(reward=describe_function(reward), prompts=describe_function(prompts))
     if reward: args['reward_type'] = args['reward']['name']
     out = Path(output_dir or f"out/{Path(model).name}-seed{seed}")
-    from esma_nb.engines.vllm import prepare_environment,stop_vllm
     from esma_nb.evolution.population import ProcessGroup,single_process_warning
     if engine=='vllm': prepare_environment()
     group = ProcessGroup(device=='cpu', tensor_parallel_size)
@@ -278,11 +288,6 @@ def train(
         if group.is_main and text: print(text, flush=True)
     log(single_process_warning(group))
     run = prepare(args, out, group, log, task, dry_run)
-    with lock_run(out) if run and group.is_main else nullcontext(): result = run.train() if run else None if dry_run else read_json(out/'summary.json')
-    if result and group.is_main and (run or push_to_hub or not (out/'model'/'README.md').exists()):
-        from esma_nb.integrations.hub import publish
-        from esma_nb.evolution.train import train as itself # Run as a program, this module has no `train` yet
-        publish(out, itself, push_to_hub, log)
-    group.close(partial(stop_vllm, run.llm) if run and run.llm else lambda: None)
-    if result: log(format_results(out, result))
-    return result
+    if dry_run: return group.close()
+    from esma_nb.evolution.train import train as itself # Run as a program, this module has no `train` yet
+    return finish_run(run, out, group, log, itself, push_to_hub, partial(stop_vllm, run.llm) if run and run.llm else lambda: None)

@@ -13,17 +13,30 @@ from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Callable
+import torch
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..metrics.matching import matchers
 from ..metrics.scores import MetaScores
-from ..core.runs import append_lines,sha256_json,read_lines,atomic_write,write_json
+from ..core.runs import append_lines,sha256_json,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import Claim,claim_prompts
+from ..engines.models import cast_parameters,pick_dtype,compute_dtype
+from ..engines.prepack import pack
+from ..engines.llama import decoder_for
+from ..engines.hf import hf_engine
+from ..engines.vllm import forget_prefixes,vllm_engine,vllm_weights
+from ..engines.lora import base_engine,lora_engine
 from ..evaluation.records import columns,load_records,scores
 from ..evaluation.protocol import token_sampler,resolve_protocol
 from ..evaluation.evaluate import evaluate
-from .telemetry import best_measurement,measure,member_result,progress_summary,score_line,should_stop_early,telemetry,training_warnings
+from ..evaluation.paired import differences,join_records
+from ..integrations.trackers import Tracker,tracker
+from .noise import cached_noise,noises
+from .lowrank import LowRankBatch,lowrank_engine,lowrank_factors
+from .population import ShardedUpdate,es_iteration,evaluate_lowrank_batch,evaluate_parallel
+from .checkpoint import StopRequested,check_journal,defer_interrupts,make_master_weights,prune_checkpoints,resume_weights,save_checkpoint,sha256_master
+from .telemetry import best_measurement,measure,member_result,progress_summary,score_line,should_stop_early,telemetry,write_summary
 
 # %% ../../nbs/evolution/07_trainer.ipynb #c3682a1d
 def make_replicas(
@@ -32,8 +45,6 @@ def make_replicas(
     n:int, # Members evaluated at the same time; 0: as many as are likely to be fastest on this machine
 )->list: # `(master, model)`: first the two that were passed, then a twin and its model for each further member
     "Replicas for members that are evaluated at the same time; their weights are pre-packed where possible."
-    import torch
-    from esma_nb.engines.prepack import pack
     def params(m): return {k: p for k,p in m.named_parameters() if k in master.params} | pack(m)
     size,cpu = sum(p.nbytes for p in model.parameters()),model.device.type=='cpu'
     n = n or (min(torch.get_num_threads(), max_parallel_members, 1+int(replica_memory//size)) if cpu else 1)
@@ -62,20 +73,17 @@ class ESTrainer:
     llm:object=None # From `start_vllm`: vLLM evaluates the members; `model` stays in float32 and holds the master weights
 
     def __post_init__(self):
-        from esma_nb.engines.llama import decoder_for
-        from esma_nb.engines.models import cast_parameters,pick_dtype,compute_dtype
-        from esma_nb.evolution.checkpoint import make_master_weights
-        from esma_nb.evolution.population import ShardedUpdate
         a,protocol = self.args,resolve_protocol(self.args['preset'])
         self.match = matchers[protocol['matcher']]
         self.sample_token = token_sampler(protocol, self.model, a['seed'], 'vllm' if self.llm else 'hf')
-        self.master = make_master_weights(self.model, a, **self.vllm_sink())
+        to_vllm = dict(sink=partial(vllm_weights, self.llm), written=partial(forget_prefixes, self.llm)) # vLLM caches prefixes
+        self.master = make_master_weights(self.model, a, **(to_vllm if self.llm else {}))
         self.sharded = ShardedUpdate(self.master.weights, self.group) if a['update']=='sharded' else None
         dtype = compute_dtype(a['dtype'], self.model.device)
         if not self.llm: cast_parameters(self.model, pick_dtype(dtype, self.model.device))
         self.lowrank_generate = None
         self.set_up_vllm() if self.llm else self.set_up_engines()
-        self.journal,self.measured,self.stop,self.tracker = [],{},[],None
+        self.journal,self.measured,self.stop,self.tracker = [],{},[],Tracker('none', self.out)
         decoder = 'vLLM' if self.llm else type(decoder_for(self.model)).__name__
         self.log(f"members compute in {dtype} with {decoder}, {len(self.replicas)} at a time")
 
@@ -90,9 +98,6 @@ class ESTrainer:
 @patch
 def set_up_engines(self:ESTrainer):
     "Make the replicas of the model, or the low-rank batch, that members are evaluated with."
-    from esma_nb.engines.hf import hf_engine
-    from esma_nb.engines.llama import decoder_for
-    from esma_nb.evolution.lowrank import LowRankBatch,lowrank_engine
     a,is_low = self.args,self.args['perturbation']=='lowrank'
     engine_args = self.tokenizer,2*a['batch_size'],a['max_input_length'],self.sample_token
     think = dict(enable_thinking=a['enable_thinking'], max_reasoning_tokens=a['max_reasoning_tokens'])
@@ -103,17 +108,8 @@ def set_up_engines(self:ESTrainer):
     if is_low: self.lowrank_generate = lowrank_engine(LowRankBatch(self.model, self.master.params, a['rank']), *engine_args, **think)
 
 @patch
-def vllm_sink(self:ESTrainer)->dict: # Arguments of `MasterWeights`; empty without vLLM
-    "Write members into vLLM, and empty its prefix cache after each write."
-    from esma_nb.engines.vllm import forget_prefixes,vllm_weights
-    return dict(sink=partial(vllm_weights, self.llm), written=partial(forget_prefixes, self.llm)) if self.llm else {}
-
-@patch
 def set_up_vllm(self:ESTrainer):
     "Evaluate members with vLLM: one at a time, each filling the device with its prompts, or low-rank ones together, as adapters."
-    from esma_nb.engines.lora import base_engine,lora_engine
-    from esma_nb.engines.vllm import vllm_engine
-    from esma_nb.evolution.lowrank import lowrank_factors
     a = self.args
     self.generate = vllm_engine(self.llm, self.model, self.tokenizer, a['max_input_length'], self.sample_token,
         a['enable_thinking'], a['max_reasoning_tokens'], self.log)
@@ -127,13 +123,11 @@ def set_up_vllm(self:ESTrainer):
 @patch
 def check_interrupt(self:ESTrainer, *_):
     "Called between members and batches: stop here if an interrupt was requested and there is only 1 process."
-    from esma_nb.evolution.checkpoint import StopRequested
     if self.stop and self.group.world_size==1: raise StopRequested
 
 @patch
 def sync_interrupt(self:ESTrainer):
     "Called between iterations: stop all processes if an interrupt was requested in any of them."
-    from esma_nb.evolution.checkpoint import StopRequested
     self.stop[:] = self.group.all_gather(list(self.stop))
     if self.stop: raise StopRequested
 
@@ -161,7 +155,6 @@ def evaluate_also(self:ESTrainer, name:str): # `before` or `after`
 @patch
 def forgetting(self:ESTrainer)->dict: # By question set a dict from measure to `Difference`, JSON-ready
     "What changed on the other question sets, paired by question."
-    from esma_nb.evaluation.paired import differences,join_records
     def compared(folder):
         try: rows,_ = join_records({k: load_records(folder/f'{k}.jsonl') for k in ('before', 'after')})
         except ValueError: return None # Every question failed before or after
@@ -172,7 +165,6 @@ def forgetting(self:ESTrainer)->dict: # By question set a dict from measure to `
 @patch
 def save(self:ESTrainer, folder, rolling=False)->str: # sha256 of the weights; `rolling` saves the optimizer's state too
     "Save a checkpoint, after a check that all processes hold the same weights."
-    from esma_nb.evolution.checkpoint import save_checkpoint
     digest = self.check_same_weights()
     state = self.master.optimizer.state if self.master.optimizer and rolling else {}
     if self.sharded: state = self.sharded.gather_state(state)
@@ -183,11 +175,7 @@ def save(self:ESTrainer, folder, rolling=False)->str: # sha256 of the weights; `
 @patch
 def check_same_weights(self:ESTrainer)->str: # sha256 of the weights
     "Compare the weights of all processes by their sha256."
-    from esma_nb.evolution.checkpoint import sha256_master
-    hashes = self.group.all_gather([sha256_master(self.master)])
-    if len(set(hashes))>1: raise ValueError(f"the processes hold different weights ({' '.join(d[:8] for d in hashes)}): "
-        "start the same command again to go on from the last good state")
-    return hashes[0]
+    return self.group.check_same_weights(sha256_master(self.master))
 
 # %% ../../nbs/evolution/07_trainer.ipynb #7520b336
 @patch
@@ -198,8 +186,6 @@ def evaluate_member(self:ESTrainer, generate, batch)->dict: # As from `member_re
 @patch
 def replica_options(self:ESTrainer, batch)->dict: # Arguments of `es_iteration`
     "Load each member into a replica and evaluate it there."
-    from esma_nb.evolution.noise import cached_noise,noises
-    from esma_nb.evolution.population import evaluate_parallel
     cache_bytes,replicas = self.args['noise_cache_gb']*1e9,self.replicas[:self.parallel_members]
     fits = cache_bytes>=len(replicas)*sum(w.nbytes for w in self.master.weights.values())
     whole,in_chunks = noises[self.args.get('noise', 'gaussian')]
@@ -210,7 +196,6 @@ def replica_options(self:ESTrainer, batch)->dict: # Arguments of `es_iteration`
 @patch
 def lowrank_batch_options(self:ESTrainer, batch)->dict: # Arguments of `es_iteration`
     "Evaluate low-rank members in shared batches."
-    from esma_nb.evolution.population import evaluate_lowrank_batch
     n = len(batch)
     def score(members):
         def generate(prompts): return self.lowrank_generate([members[i//n%len(members)] for i in range(len(prompts))], prompts)
@@ -223,7 +208,6 @@ def lowrank_batch_options(self:ESTrainer, batch)->dict: # Arguments of `es_itera
 @patch
 def population_step(self:ESTrainer, t:int, batch:list)->tuple: # As from `es_iteration`
     "Evaluate the members of iteration `t` on the questions `batch`, and take a step."
-    from esma_nb.evolution.population import es_iteration
     options = self.lowrank_batch_options if self.lowrank_generate else self.replica_options
     return es_iteration(self.master, t, self.args, group=self.group, check_interrupt=self.check_interrupt, sharded=self.sharded, **options(batch))
 
@@ -247,7 +231,6 @@ def training_step(self:ESTrainer)->dict: # The line of metrics
 @patch
 def resume(self:ESTrainer):
     "Resume: read what an earlier start has written, and bring the weights to where the journal ends."
-    from esma_nb.evolution.checkpoint import check_journal,resume_weights
     self.journal = self.group.broadcast(read_lines(self.out/'journal.jsonl') if self.group.is_main else None)
     check_journal(self.journal, self.out/'journal.jsonl')
     if self.done>self.args['num_iterations']:
@@ -260,24 +243,10 @@ def resume(self:ESTrainer):
     self.measured |= {t: self.scored(load_records(p)) for t,p in earlier.items() if t<=self.done}
     resume_weights(self.master, self.out/'checkpoints', self.journal, self.log)
 
-@patch
-def summary(self:ESTrainer, digest:str)->dict: # The content of the file
-    "Write `summary.json`: the scores before, after and at best on the held-out questions."
-    t,lines = max(self.measured),read_lines(self.out/'metrics.jsonl')
-    asked = sum(r.seconds or 0 for p in (self.out/'records').glob('*.jsonl') for r in load_records(p))
-    final = load_records(self.out/'records'/f'iter{t:06d}.jsonl')
-    warned = training_warnings(lines, self.measured[0], self.measured[t], final)
-    result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(),
-        best=best_measurement(self.measured, self.args['metric_for_best_model']), iterations=t,
-        seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, also=self.forgetting(), model_sha256=digest)
-    write_json(self.out/'summary.json', result)
-    return result
-
 # %% ../../nbs/evolution/07_trainer.ipynb #7e981f05
 @patch
 def train(self:ESTrainer)->dict: # The content of `summary.json`; None in other processes, and at the time limit
     "Measure, train, measure, save; whatever is already on disk is read from there."
-    from esma_nb.evolution.checkpoint import StopRequested,defer_interrupts
     hours = self.args['max_hours']
     until = monotonic()+3600*hours if hours else float('inf')
     with defer_interrupts() as self.stop:
@@ -293,15 +262,13 @@ def train(self:ESTrainer)->dict: # The content of `summary.json`; None in other 
                 "the same command goes on from there")
             if 'time' in self.stop: return self.log(f"{hours} hours are over: {left}")
             raise KeyboardInterrupt(left) from None
-        finally:
-            if self.tracker: self.tracker.finish()
+        finally: self.tracker.finish()
         digest = self.save(self.out/'model')
-    return self.summary(digest) if self.group.is_main else None
+    if self.group.is_main: return write_summary(self.out, self.measured, self.args['metric_for_best_model'], digest, also=self.forgetting())
 
 @patch
 def run_iterations(self:ESTrainer, until:float): # Seconds, as from `monotonic`
     "Take the remaining iterations, shown in a progress bar and in the run's tracker."
-    from esma_nb.integrations.trackers import tracker
     a,is_main = self.args,self.group.is_main
     self.tracker = tracker(a['log_with'], self.out, a, held_out=self.measured, main=is_main, warn=self.log)
     if self.tracker.hint: self.log(self.tracker.hint)
@@ -318,7 +285,6 @@ def run_iterations(self:ESTrainer, until:float): # Seconds, as from `monotonic`
 @patch
 def checkpoint_and_evaluate(self:ESTrainer)->bool:
     "Save and measure what is due after the latest iteration; was it the last one?"
-    from esma_nb.evolution.checkpoint import prune_checkpoints
     a,t = self.args,self.done
     last,due = t==a['num_iterations'],t and a['evaluate_interval'] and t%a['evaluate_interval']==0
     if t and not last and a['model_save_interval'] and t%a['model_save_interval']==0:

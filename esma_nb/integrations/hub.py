@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hub_ids', 'repeat_command', 'training_method', 'claim_prompt', 'metadata', 'code', 'fence', 'intended_use',
-           'forgetting_lines', 'repeat_lines', 'model_card', 'write_model_card', 'check_upload', 'upload', 'publish']
+           'repeat_lines', 'model_card', 'write_model_card', 'check_upload', 'upload', 'publish']
 
 # %% ../../nbs/integrations/00_hub.ipynb #04353a09
 import re,shlex
@@ -75,9 +75,6 @@ def intended_use(model:str, dataset:str, after:MetaScores)->str: # Three sentenc
         f"{alarms*(after.false_alarm_rate is not None)}Licence, knowledge and faults are those of {model}, and training may have changed other abilities, which were not measured.")
 
 # %% ../../nbs/integrations/00_hub.ipynb #6550df8a
-def forgetting_lines(also)->list: # Of a run with `--also_eval`
-    return ['Other question sets, before and after:', forgetting_table(also).strip()] if also else []
-
 def repeat_lines(command, args:dict)->list: # The command in a code block, and what it lacks
     own = [f'`{k}`' for k in ('reward', 'prompts') if args.get(k)]
     line = repeat_command(command, args | (dict(reward_type=None) if args.get('reward') else {}))
@@ -101,7 +98,7 @@ def model_card(
         *claim_prompt(args),
         "## Scores before and after training",
         f"On {ends['after'].n} held-out questions of {dataset}, which it was not trained on; in brackets, 95 % intervals.", metrics_table(ends),
-        *forgetting_lines(found.get('also')),
+        *(['Other question sets, before and after:', forgetting_table(also).strip()] if (also := found.get('also')) else []),
         "## Intended use", intended_use(model, dataset, ends['after']),
         "## How to repeat the training", *repeat_lines(command, args), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
         f"on the same kind of processor. It was made on {code(about['started'][:10])} with {versions}; commit {code(about['commit'] or 'unknown')}."]) + '\n'

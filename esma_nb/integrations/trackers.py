@@ -86,7 +86,7 @@ class Tracker:
     inner:object=None # accelerate's tracker; None if nothing is logged
     hint:str='' # The command that shows the run
     warn:Callable=print # Called with one line when the tracker fails
-    last:dict=field(default_factory=dict) # Last step logged, by kind; also in `progress_file.json`
+    last:dict=field(default_factory=dict) # Last step logged, by kind; also in `told.json`
 
     def log(self, metrics:dict, step:int, kind='train'):
         "Log the numbers among `metrics`; a step that was logged is not logged again."

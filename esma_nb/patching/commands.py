@@ -9,6 +9,7 @@ __all__ = ['delta', 'element_bar', 'rank_range', 'parse_float', 'selection_from_
 # %% ../../nbs/patching/06_commands.ipynb #97ac5039
 from pathlib import Path
 from ..core.cli import command
+from ..core.runs import atomic_write,check_output_path
 
 # %% ../../nbs/patching/06_commands.ipynb #7e08387f
 @command
@@ -20,7 +21,6 @@ def delta(
 ):
     "Write the difference between two models to a file, tensor by tensor, without loading a model into memory."
     from esma_nb.patching.deltas import extract,rules
-    from esma_nb.core.runs import check_output_path
     from esma_nb.patching.tensors import open_weights
     if rule not in rules: raise ValueError(f"no rule {rule!r}: choose {' or '.join(rules)}")
     if Path(output).suffix!='.safetensors': raise ValueError(f"{output} does not end in .safetensors: give such a name")
@@ -141,7 +141,6 @@ def analyze(
 
 def save_analysis(sums, folder)->list: # Paths
     from esma_nb.reports.figures import picture
-    from esma_nb.core.runs import atomic_write
     from esma_nb.patching.analysis import layer_heatmap,size_histogram,table
     by = table(sums, 'layer', 'kind')
     column,name = ('kept', 'share kept') if 'kept' in by else ('relative', '‖Δ‖/‖W‖')

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ def check_compatible(base:dict, tuned:dict): # `TensorLocation`s by name, or any
     both = sorted(base.keys() & tuned.keys())
     shapes = {n: (tuple(base[n].shape), tuple(tuned[n].shape)) for n in both}
     sides = ('base', base, tuned),('other', tuned, base)
-    problems = [f"only the {identity} has {n}" for identity,a,b in sides for n in sorted(a.keys()-b.keys())]
+    problems = [f"only the {side} has {n}" for side,a,b in sides for n in sorted(a.keys()-b.keys())]
     problems += [f"{n} is {p} in the base and {q} in the other" for n,(p,q) in shapes.items() if p!=q]
     if problems: raise ValueError(f"the two are not versions of one model, {len(problems)} tensors differ: {'; '.join(problems)}")
 
@@ -36,8 +35,8 @@ def masked_values(t, mask): # As `t[mask]`, in a tenth of the time
 
 def iter_pairs(base:Weights, tuned:Weights, name:str): # Slices of a tensor and both values, in the wider of the two dtypes
     p,q = base.tensors[name],tuned.tensors[name]
-    stored_dtypes = torch.promote_types(p.dtype, q.dtype)
-    for at in slices(p.size): yield at,read(p, at).to(stored_dtypes),read(q, at).to(stored_dtypes)
+    dtype = torch.promote_types(p.dtype, q.dtype)
+    for at in slices(p.size): yield at,read(p, at).to(dtype),read(q, at).to(dtype)
 
 def count_changed(base:Weights, tuned:Weights, name:str)->int:
     "How many numbers of a tensor have different bit patterns in the two models."

@@ -16,7 +16,6 @@ def at_iteration(
     iteration:int=None, # 0 is the base model; default: the last one in the journal
     checkpoints:bool=True, # Start from the nearest checkpoint; False: from the base model
     device:str='cpu', # Kind of device that the run used: CPU and GPU generate different noise
-    log=print, # Called with a line about a checkpoint that cannot be used
 )->tuple: # Model, tokenizer, `MasterWeights` and the iteration
     "Recompute a run's model at an iteration."
     from esma_nb.evolution.checkpoint import check_journal,make_master_weights,resume_weights
@@ -31,7 +30,7 @@ def at_iteration(
         raise ValueError(f"there is no iteration {t} in {run}: its journal has 0 to {len(journal)}")
     model,tokenizer = load_model(args['model'], 'float32', device)
     master = make_master_weights(model, dict(perturbation='full', rank=4, optimizer='sgd', momentum=.9, weight_decay=0.) | args)
-    resume_weights(master, run/'checkpoints' if checkpoints else run/'none', journal[:t], log)
+    resume_weights(master, run/'checkpoints' if checkpoints else run/'none', journal[:t], print)
     return model,tokenizer,master,t
 
 # %% ../../nbs/patching/00_replay.ipynb #43e6495d

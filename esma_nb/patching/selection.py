@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from ..evolution.noise import parallel_map,slices,tensor_seed
 from .tensors import Weights
-from .deltas import Delta,iter_changes,masked_values,iter_slices
+from .deltas import Delta,iter_changes,masked_values
 
 # %% ../../nbs/patching/03_selection.ipynb #f2c8cd34
 @dataclass(frozen=True)

@@ -50,11 +50,10 @@ def read_header(
     except (KeyError, TypeError, IndexError): raise ValueError(f"{path} is damaged: download it again") from None
 
 def tensor_locations(path, header, start, size): # By name
-    unknown = {digest['dtype'] for digest in header.values()}-dtypes.keys()
+    unknown = {entry['dtype'] for entry in header.values()}-dtypes.keys()
     if unknown: raise ValueError(f"{path} holds numbers of type {', '.join(sorted(unknown))}, "
         f"and only {', '.join(dtypes)} can be read")
-    def location(digest): return TensorLocation(path, start+digest['data_offsets'][0], dtypes[digest['dtype']], tuple(digest['shape']))
-    locations = {k: location(digest) for k,digest in header.items()}
+    locations = {k: TensorLocation(path, start+entry['data_offsets'][0], dtypes[entry['dtype']], tuple(entry['shape'])) for k,entry in header.items()}
     if any(p.end>size for p in locations.values()): raise ValueError(f"{path} is cut short: download it again")
     return locations
 

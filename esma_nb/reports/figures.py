@@ -37,8 +37,8 @@ class Series:
 
 def series(name:str, records:list, **kwargs)->Series: return Series(name, records, scores(records), **kwargs)
 
-def confidences(s:Series, kwargs='log_odds')->tuple: # Two lists, `correct` and `kwargs` (a field of `Record`), of the rows that have both
-    kept = [(r.correct, getattr(r, kwargs)) for r in s.records if r.correct is not None and getattr(r, kwargs) is not None]
+def confidences(s:Series, field='log_odds')->tuple: # Two lists, `correct` and `field` of the records that have both
+    kept = [(r.correct, getattr(r, field)) for r in s.records if r.correct is not None and getattr(r, field) is not None]
     return [c for c,_ in kept],[o for _,o in kept]
 
 # %% ../../nbs/reports/00_figures.ipynb #d4de0b0c

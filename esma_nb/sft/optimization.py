@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['loss_tokens', 'completion_loss', 'epoch_order', 'batch_indices', 'learning_rate_at', 'optimizer_step',
-           'sum_gradients', 'save_state', 'save_moments', 'load_state']
+           'sum_gradients', 'save_state', 'load_state']
 
 # %% ../../nbs/sft/01_optimization.ipynb #332fdb70
 from contextlib import nullcontext
@@ -13,15 +13,11 @@ from hashlib import blake2b
 from math import ceil,isfinite
 from pathlib import Path
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file,save_file
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from ..engines.models import quiet,stored_tensors,write_model
-from ..core.runs import verify_manifest,write_manifest,atomic_write
-from ..evolution.es import fingerprint
-from ..evolution.checkpoint import read_checkpoint
+from ..core.runs import verify_manifest
+from ..evolution.checkpoint import read_checkpoint,save_checkpoint
 
 # %% ../../nbs/sft/01_optimization.ipynb #9f001d73
 def loss_tokens(examples:list)->int: return sum(len(ids)-start for ids,start in examples) # Tokens in the loss
@@ -99,28 +95,17 @@ def save_state(
     optimizer=None, # Its moments are saved beside the weights; None: only the model, which cannot be resumed
 )->str: # sha256 of the weights
     "Save a checkpoint with a manifest that holds the sha256 of each file."
-    digest,names = fingerprint(stored_tensors(model)),{p: n for n,p in model.named_parameters()}
-    with atomic_write(folder) as draft, quiet():
-        write_model(model, tokenizer, draft)
-        if optimizer: save_moments(draft/'optimizer.safetensors',
-            {f'{what}/{names[p]}': v for p,state in optimizer.state.items() for what,v in state.items()})
-        write_manifest(draft, iteration=iteration, model_sha256=digest)
-    return digest
-
-def save_moments(path, tensors):
-    try: save_file(tensors, path)
-    except SafetensorError as e: raise OSError(str(e)) from e
+    names = {p: n for n,p in model.named_parameters()}
+    moments = {f'{what}/{names[p]}': v for p,state in optimizer.state.items() for what,v in state.items()} if optimizer else None
+    return save_checkpoint(folder, model, tokenizer, None, iteration, moments)
 
 def load_state(folder, model, optimizer)->int: # Steps so far
     "Load a checkpoint into the model and its optimizer; all of it is checked before either is changed."
-    folder,iteration,params = Path(folder),verify_manifest(folder)['iteration'],dict(model.named_parameters())
-    found,image_bytes = read_checkpoint(folder),load_file(folder/'optimizer.safetensors')
-    moments = {tuple(k.split('/', 1)): t for k,t in image_bytes.items()}
-    odd = [n for n,p in params.items() if n not in found or found[n].shape!=p.shape]
-    odd += [f'{what}/{n}' for (what,n),t in moments.items() if n not in params or t.ndim and t.shape!=params[n].shape]
-    if odd: raise ValueError(f"{folder} is another model: {len(odd)} tensors are missing or have another shape, "
-        f"for example {odd[0]}")
+    iteration,params = verify_manifest(folder)['iteration'],dict(model.named_parameters())
+    tensors,moments = read_checkpoint(Path(folder), params)
     with torch.no_grad():
-        for n,p in params.items(): p.copy_(found[n])
-    for (what,n),t in moments.items(): optimizer.state[params[n]][what] = t.to(params[n].device) if t.ndim else t
+        for n,p in params.items(): p.copy_(tensors[n])
+    for k,t in moments.items():
+        what,n = k.split('/', 1)
+        optimizer.state[params[n]][what] = t.to(params[n].device) if t.ndim else t
     return iteration

@@ -6,22 +6,29 @@
 __all__ = ['SFTTrainer']
 
 # %% ../../nbs/sft/02_trainer.ipynb #bde78f2a
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Callable
+import torch
+from tqdm import tqdm
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from ..metrics.matching import matchers
-from ..core.runs import append_lines,read_lines,atomic_write,write_json
+from ..core.runs import append_lines,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
-from ..evaluation.records import load_records,scores
-from ..evolution.telemetry import best_measurement,measure,score_line,training_warnings
+from ..engines.models import pick_dtype,stored_tensors
+from ..engines.hf import hf_engine
+from ..evaluation.records import scores
+from ..integrations.trackers import Tracker,tracker
+from ..evolution.es import fingerprint
+from ..evolution.checkpoint import StopRequested,defer_interrupts,prune_checkpoints
+from ..evolution.telemetry import measure,score_line,write_summary
 from .examples import label_correctness,tokenize_example
+from .optimization import batch_indices,learning_rate_at,load_state,optimizer_step,save_state
 
 # %% ../../nbs/sft/02_trainer.ipynb #197611b3
 @dataclass
@@ -38,10 +45,6 @@ class SFTTrainer:
     log:Callable=print # Called with each line for the user
 
     def __post_init__(self):
-        import torch
-        from esma_nb.engines.hf import hf_engine
-        from esma_nb.engines.models import pick_dtype
-        from esma_nb.integrations.trackers import Tracker
         a,device = self.args,self.model.device
         options = {k: a[k] for k in ('lang', 'max_new_tokens', 'chat')}
         self.claim,self.eval_claim = get_claim('meta', **options),get_claim('meta', **options, meta_chat=a['meta_chat'])
@@ -61,7 +64,6 @@ class SFTTrainer:
 @patch
 def check_interrupt(self:SFTTrainer, *_):
     "Stop here if an interrupt was requested; called where the weights are consistent."
-    from esma_nb.evolution.checkpoint import StopRequested
     if self.stop: raise StopRequested
 
 @patch
@@ -76,7 +78,6 @@ def evaluate_heldout(self:SFTTrainer, t:int):
 # %% ../../nbs/sft/02_trainer.ipynb #178f87ad
 @patch
 def batch(self:SFTTrainer, t:int)->list: # Rows
-    from esma_nb.sft.optimization import batch_indices
     return [self.rows[i] for i in batch_indices(t, len(self.rows), self.args['batch_size'], self.args['seed'])]
 
 @patch
@@ -99,7 +100,6 @@ def correct(self:SFTTrainer, t:int)->dict: # From question_id to a bool; empty w
 @patch
 def training_step(self:SFTTrainer)->dict: # The metrics' line
     "Take one optimizer step on one batch of questions."
-    from esma_nb.sft.optimization import optimizer_step,learning_rate_at
     a,t,start = self.args,self.global_step,perf_counter()
     correct = self.correct(t)
     pairs = [pair for row in self.batch(t) for pair in self.pairs(row, correct.get(row['question_id']))]
@@ -128,21 +128,15 @@ def flush(self:SFTTrainer):
 @patch
 def save(self:SFTTrainer, folder, optimizer=None)->str: # sha256 of the weights
     "Save a checkpoint, after a check that all processes hold the same weights."
-    from esma_nb.evolution.es import fingerprint
-    from esma_nb.sft.optimization import save_state
-    from esma_nb.engines.models import stored_tensors
     self.flush()
-    digests = self.group.all_gather([fingerprint(stored_tensors(self.model))])
-    if len(set(digests))>1: raise ValueError(f"the processes hold different weights ({' '.join(d[:8] for d in digests)}): "
-        "start the same command again to resume from the last checkpoint")
+    digest = self.group.check_same_weights(fingerprint(stored_tensors(self.model)))
     if self.group.is_main: save_state(folder, self.model, self.tokenizer, self.global_step, optimizer)
     self.group.barrier()
-    return digests[0]
+    return digest
 
 @patch
 def resume(self:SFTTrainer):
     "Resume from the newest checkpoint that is intact, and delete what was written after it."
-    from esma_nb.sft.optimization import load_state
     for folder in sorted((self.out/'checkpoints').glob('iter*'), reverse=True):
         try:
             self.global_step = load_state(folder, self.model, self.optimizer)
@@ -164,23 +158,8 @@ def delete_later_lines(self:SFTTrainer): # Delete lines and records of iteration
 
 # %% ../../nbs/sft/02_trainer.ipynb #53fd2045
 @patch
-def summary(self:SFTTrainer, digest:str)->dict: # What is written
-    "Write `summary.json`: scores on held-out questions (before, after, best) and on training questions."
-    t = max(self.measured)
-    generating = sum(r.seconds or 0 for p in self.out.glob('**/records/*.jsonl') for r in load_records(p))
-    lines = read_lines(self.out/'metrics.jsonl')
-    records = load_records(self.out/'records'/f'iter{t:06d}.jsonl')
-    warned = training_warnings(lines, self.measured[0], self.measured[t], records)
-    result = dict(before=self.measured[0].asdict(), after=self.measured[t].asdict(), best=best_measurement(self.measured),
-        learned=dict(before=self.learned[0].asdict(), after=self.learned[t].asdict()), iterations=t,
-        seconds=round(sum(m['seconds'] for m in lines)+generating, 1), warnings=warned, model_sha256=digest)
-    write_json(self.out/'summary.json', result)
-    return result
-
-@patch
 def save_and_evaluate(self:SFTTrainer, t:int):
     "After iteration `t`: save a checkpoint and evaluate if their intervals say so."
-    from esma_nb.evolution.checkpoint import prune_checkpoints
     every,keep = (self.args[k] for k in ('evaluate_interval', 'model_save_interval'))
     if t and keep and t%keep==0 and t<self.total:
         self.save(self.out/'checkpoints'/f'iter{t:06d}', self.optimizer)
@@ -193,9 +172,6 @@ def save_and_evaluate(self:SFTTrainer, t:int):
 @patch
 def train(self:SFTTrainer)->dict: # What `summary.json` holds; None in all processes but the main one
     "Evaluate, train, evaluate, save; what is already on disk is not computed again."
-    from tqdm import tqdm
-    from esma_nb.evolution.checkpoint import StopRequested,defer_interrupts
-    from esma_nb.integrations.trackers import tracker
     with defer_interrupts() as self.stop:
         try:
             self.evaluate_heldout(0)
@@ -218,4 +194,5 @@ def train(self:SFTTrainer)->dict: # What `summary.json` holds; None in all proce
                 "the same command goes on from there") from None
         finally: self.experiment_tracker.finish()
         digest = self.save(self.out/'model')
-    return self.summary(digest) if self.group.is_main else None
+    learned = dict(before=self.learned[0].asdict(), after=self.learned[self.total].asdict())
+    if self.group.is_main: return write_summary(self.out, self.measured, 'd_prime_loglinear', digest, learned=learned)
