@@ -274,6 +274,7 @@ def train(
     prompts:Callable=None, # In Python, in place of the claim's prompts: from a row (`question_id`, `question`, `answers`) to a list of 1 or 2 `Prompt`s, for the answer and for the claim
 ):
     "Train a model with evolution strategies to state what it knows; the same command again resumes the run."
+    if engine=='vllm': prepare_environment() # Before torch is imported
     args = resolve({k: v for k,v in locals().items() if k not in ('output_dir', 'dry_run', 'reward', 'prompts')})
     args |= prompt_limits(preset, args)
     check_args(args)
@@ -282,7 +283,6 @@ def train(
     if reward: args['reward_type'] = args['reward']['name']
     out = Path(output_dir or f"out/{Path(model).name}-seed{seed}")
     from esma_nb.evolution.population import ProcessGroup,single_process_warning
-    if engine=='vllm': prepare_environment()
     group = ProcessGroup(device=='cpu', tensor_parallel_size)
     def log(text):
         if group.is_main and text: print(text, flush=True)
