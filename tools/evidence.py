@@ -1,6 +1,7 @@
 """The runs of runs/PLAN.md, made one after the other and resumed where they stopped; what stays is in runs/evidence, without the words of the questions.
 
     ESMA_NB_DATA=data python tools/evidence.py run OUT [HOURS] [NAME...]    make what is missing of the runs whose names begin with one of NAME (all)
+    python tools/evidence.py replay OUT                                     compute one run of each way of the miniature again from its journal, and compare the sha256
     python tools/evidence.py tables                                         the outcomes that the plan names, of the runs that are there, and runs/evidence/tables.json
 
 Processes with different NAMEs may run at the same time in one OUT.
@@ -12,9 +13,10 @@ from half_known import half_known
 from dataclasses import replace
 import numpy as np
 from scipy.stats import t
-from esma_nb.core.runs import append_lines,atomic_write,read_lines,write_json
+from esma_nb.core.runs import append_lines,atomic_write,read_json,read_lines,write_json
 from esma_nb.datasets.registry import load_rows
 from esma_nb.evaluation.controls import markdown_table
+from esma_nb.metrics.signal_detection import flags
 from esma_nb.evaluation.paired import join_records,pooled_difference
 from esma_nb.evaluation.recalibration import best_threshold
 from esma_nb.evaluation.records import columns,load_records,record_files,scores
@@ -92,21 +94,28 @@ def outcome(arm:str, measure:str, confidence:float=.95, threshold=False, questio
     first,*others = zip(*map(joined, questions))
     return pooled_difference(list(first), [list(o) for o in others], measure, confidence)
 
-def curves(way)->list: # For each seed the held-out d′ by iteration
+def curves(way)->list: # For each seed the lines of its held-out scores, by iteration
     runs = [home/'evidence'/f'demo-{way}-{seed}'/'heldout.jsonl' for seed in range(10)]
-    return [{l['iteration']: l['d_prime_loglinear'] for l in read_lines(p)} for p in runs if p.exists()]
+    return [{l['iteration']: l for l in read_lines(p)} for p in runs if p.exists()]
+
+def first_above(curve, d=1.)->int: # Iteration; None where d′ without a flag never gets there
+    return min((i for i,l in curve.items() if l['d_prime_loglinear']>=d and not flags(l['counts'].values())), default=None)
+
+def replies(way)->int: # Of an iteration; SFT-meta asks for its labels once, before its first step
+    a = read_json(home/'evidence'/f'demo-{way}-0'/'args.json')['args']
+    return 2*a['population_size']*a['num_data_per_iteration'] if 'population_size' in a else None
 
 def t_interval(x, confidence=.95)->dict: # Over seeds
     half = t.ppf((1+confidence)/2, len(x)-1)*np.std(x, ddof=1)/len(x)**.5
     return dict(mean=float(np.mean(x)), ci=[float(np.mean(x)-half), float(np.mean(x)+half)])
 
 def miniature()->list: # A row for each way: final d′, its difference to esma of the same seed, and when d′ reached 1
-    final = {way: [c[max(c)] for c in curves(way)] for way in ways}
+    final = {way: [c[max(c)]['d_prime_loglinear'] for c in curves(way)] for way in ways}
     n = min(map(len, final.values()))
     if n<2: return []
     def row(way, d):
         less = None if way=='esma' else t_interval(np.subtract(d[:n], final['esma'][:n]), 1-.05/5)
-        return dict(way=way, seeds=n, final=t_interval(d[:n]), each=d[:n], less_esma=less, reached=[min((i for i,v in c.items() if v>=1), default=None) for c in curves(way)[:n]])
+        return dict(way=way, seeds=n, final=t_interval(d[:n]), each=d[:n], less_esma=less, reached=[*map(first_above, curves(way)[:n])], replies=replies(way))
     return [row(*item) for item in final.items()]
 
 outcomes = { # Name: measure, and whether base's claims come from a threshold
@@ -132,7 +141,15 @@ def tables():
     write_json(home/'evidence'/'tables.json', made)
     print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
         shown(r['mean'], r['corrected_ci']), ' '.join(f'{x:+.3f}' for x in r['each']), ' '.join(r['flags'])] for r in made['arms'])]))
-    print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 % interval', 'first iteration with d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
-        shown(**r['less_esma']) if r['less_esma'] else '', ' '.join(str(x or '–') for x in r['reached'])] for r in made['miniature'])]))
+    print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 % interval', 'first iteration with d′ of 1', 'replies an iteration'], *([r['way'], str(r['seeds']), shown(**r['final']),
+        shown(**r['less_esma']) if r['less_esma'] else '', ' '.join(str(x or '–') for x in r['reached']), str(r['replies'] or '')] for r in made['miniature'])]))
 
-if __name__=='__main__': dict(run=run, tables=tables)[sys.argv[1]](*sys.argv[2:])
+def replay(out:str, seed:str='0'):
+    for way,command in ways.items():
+        if not command.startswith('train'): continue
+        name = f'demo-{way}-{seed}'
+        said = subprocess.run(['esma_nb_replay', name, '--no-checkpoints', '--output_dir', f'again/{name}'], cwd=out, check=True, capture_output=True, text=True).stdout
+        same = read_json(home/'evidence'/name/'summary.json')['model_sha256'] in said
+        print(f"{name}: {'the same model_sha256' if same else 'ANOTHER model_sha256'}")
+
+if __name__=='__main__': dict(run=run, replay=replay, tables=tables)[sys.argv[1]](*sys.argv[2:])
