@@ -14,10 +14,10 @@ def strip(run:Path, out:Path):
     "Copy what a run's folder says about itself, and its records without words."
     (out/'records').mkdir(parents=True, exist_ok=True)
     data = os.environ.get('ESMA_NB_DATA') or '$ESMA_NB_DATA'
-    for name in ('args.json', 'metrics.jsonl', 'journal.jsonl', 'summary.json'):
-        if (run/name).exists(): (out/name).write_text((run/name).read_text(encoding='utf-8').replace(data, '$ESMA_NB_DATA'), encoding='utf-8')
     for path in record_files(run).values():
         with atomic_write(out/'records'/path.name) as draft: append_lines(draft, [bare(r) for r in load_records(path)])
+    for name in ('args.json', 'metrics.jsonl', 'journal.jsonl', 'summary.json'): # The last of them says that all is there
+        if (run/name).exists(): (out/name).write_text((run/name).read_text(encoding='utf-8').replace(data, '$ESMA_NB_DATA'), encoding='utf-8')
 
 if __name__=='__main__':
     *runs,out = map(Path, sys.argv[1:])

@@ -11,6 +11,7 @@ from pathlib import Path
 from bare_records import strip
 from half_known import half_known
 from dataclasses import replace
+from functools import cache
 import numpy as np
 from scipy.stats import t
 from esma_nb.core.runs import append_lines,atomic_write,read_json,read_lines,write_json
@@ -64,15 +65,15 @@ def run(out:str, hours:str='1e9', *names):
         if time.time()>end: return print(f'{name}: no time left')
         command = f'esma_nb_{command} --output_dir {name}'
         print(command, flush=True)
-        subprocess.run(command.split(), cwd=out, check=True)
-        keep(out/name, home/'evidence'/name)
+        if subprocess.run(command.split(), cwd=out).returncode: print(f'{name} failed; the next start tries it again', flush=True)
+        else: keep(out/name, home/'evidence'/name)
 
 def keep(run:Path, out:Path): # Of a real model the records without words; of the miniature, which any machine computes again from the journal, the held-out scores by iteration
     if not run.name.startswith('demo-'): return strip(run, out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ('args.json', 'journal.jsonl', 'summary.json'):
-        if (run/name).exists(): (out/name).write_bytes((run/name).read_bytes())
     with atomic_write(out/'heldout.jsonl') as draft: append_lines(draft, [dict(iteration=0 if n=='before' else int(n[4:])) | heldout(load_records(p)) for n,p in record_files(run).items()])
+    for name in ('args.json', 'journal.jsonl', 'summary.json'): # The last of them says that the run is kept
+        if (run/name).exists(): (out/name).write_bytes((run/name).read_bytes())
 
 def heldout(rs)->dict:
     s = scores(rs)
@@ -81,10 +82,14 @@ def heldout(rs)->dict:
 def records(name): return load_records(home/'evidence'/name/'records'/'meta.jsonl')
 def complete(arm): return [s for s in seeds if all((home/'evidence'/f'{arm}-{s}-{q}'/'summary.json').exists() for q in sets)]
 
-def with_line(rows:list)->list: # Claims from the threshold that the plan fits on `pass`
+@cache
+def threshold()->float: # That which the plan fits on `pass`
     fitted = [r for r in load_records(home/'smollm2'/'pass'/'records'/'meta.jsonl') if r.log_odds is not None]
-    line = best_threshold([r.correct for r in fitted], [r.log_odds for r in fitted])
-    return [replace(r, yes=r.log_odds>line, unparsed=False) for r in rows]
+    return best_threshold([r.correct for r in fitted], [r.log_odds for r in fitted])
+
+def with_line(rows:list)->list: # Claims from the threshold
+    line = threshold()
+    return [replace(r, yes=None if r.log_odds is None else r.log_odds>line, unparsed=r.log_odds is None) for r in rows]
 
 def outcome(arm:str, measure:str, confidence:float=.95, threshold=False, questions=sets): # A `PooledDifference` against base; with a threshold, its claims are base's
     def joined(s):
@@ -94,9 +99,9 @@ def outcome(arm:str, measure:str, confidence:float=.95, threshold=False, questio
     first,*others = zip(*map(joined, questions))
     return pooled_difference(list(first), [list(o) for o in others], measure, confidence)
 
-def curves(way)->list: # For each seed the lines of its held-out scores, by iteration
-    runs = [home/'evidence'/f'demo-{way}-{seed}'/'heldout.jsonl' for seed in range(10)]
-    return [{l['iteration']: l for l in read_lines(p)} for p in runs if p.exists()]
+def curves(way)->dict: # By seed the lines of its held-out scores, by iteration
+    runs = {seed: home/'evidence'/f'demo-{way}-{seed}' for seed in range(10)}
+    return {seed: {l['iteration']: l for l in read_lines(p/'heldout.jsonl')} for seed,p in runs.items() if (p/'summary.json').exists()}
 
 def first_above(curve, d=1.)->int: # Iteration; None where d′ without a flag never gets there
     return min((i for i,l in curve.items() if l['d_prime_loglinear']>=d and not flags(l['counts'].values())), default=None)
@@ -109,13 +114,14 @@ def t_interval(x, confidence=.95)->dict: # Over seeds
     half = t.ppf((1+confidence)/2, len(x)-1)*np.std(x, ddof=1)/len(x)**.5
     return dict(mean=float(np.mean(x)), ci=[float(np.mean(x)-half), float(np.mean(x)+half)])
 
-def miniature()->list: # A row for each way: final d′, its difference to esma of the same seed, and when d′ reached 1
-    final = {way: [c[max(c)]['d_prime_loglinear'] for c in curves(way)] for way in ways}
-    n = min(map(len, final.values()))
-    if n<2: return []
+def miniature()->list: # A row for each way, of the seeds that all ways have: final d′, its difference to esma of the same seed, and when d′ reached 1
+    by_way = {way: curves(way) for way in ways}
+    common = sorted(set.intersection(*map(set, by_way.values())))
+    if len(common)<2: return []
+    final = {way: [c[seed][max(c[seed])]['d_prime_loglinear'] for seed in common] for way,c in by_way.items()}
     def row(way, d):
-        less = None if way=='esma' else t_interval(np.subtract(d[:n], final['esma'][:n]), 1-.05/5)
-        return dict(way=way, seeds=n, final=t_interval(d[:n]), each=d[:n], less_esma=less, reached=[*map(first_above, curves(way)[:n])], replies=replies(way))
+        less = None if way=='esma' else t_interval(np.subtract(d, final['esma']), 1-.05/5)
+        return dict(way=way, seeds=len(common), final=t_interval(d), each=d, less_esma=less, reached=[first_above(by_way[way][seed]) for seed in common], replies=replies(way))
     return [row(*item) for item in final.items()]
 
 outcomes = { # Name: measure, and whether base's claims come from a threshold
