@@ -1,11 +1,13 @@
 "What PLAN.md planned before the runs, and what README and pages say of them: computed again from the records"
 import json,subprocess,sys
 from pathlib import Path
+from statistics import NormalDist
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-from evidence import found,home,planned
+from evidence import found,home,planned,ways
+from esma_nb.evaluation.records import load_records
 
 def test_tables_are_those_of_the_records():
     recorded = json.loads((home/'evidence'/'tables.json').read_text(encoding='utf-8'))
@@ -26,7 +28,26 @@ def test_the_plan_is_older_than_its_runs():
     plan,runs = added('runs/PLAN.md'),added('runs/evidence')
     if not plan or not runs or len(plan)>1: pytest.skip('the history of git is not here')
     assert int(plan[0])<=min(map(int, runs))
+    first = subprocess.run(['git', 'log', '--diff-filter=A', '--format=%H', '--', 'runs/PLAN.md'], cwd=ROOT, capture_output=True, text=True).stdout.split()[0]
+    planned_then = subprocess.run(['git', 'show', f'{first}:runs/PLAN.md'], cwd=ROOT, capture_output=True, text=True).stdout
+    assert (ROOT/'runs'/'PLAN.md').read_text(encoding='utf-8').split('## Deviations')[0].rstrip()==planned_then.split('## Deviations')[0].rstrip()
 
 def test_no_record_has_words_of_a_question():
     for path in (home/'evidence').glob('*/records/*.jsonl'):
-        assert not any(json.loads(l).get('question') or json.loads(l).get('direct_output') for l in path.read_text(encoding='utf-8').splitlines()[:50]), path
+        for r in load_records(path): assert not (r.question or r.answers or r.direct_output or r.meta_output), path
+
+def test_all_runs_of_the_miniature_are_there_and_their_scores_fit_their_counts():
+    for way in ways:
+        for seed in range(10):
+            lines = [json.loads(l) for l in (home/'evidence'/f'demo-{way}-{seed}'/'heldout.jsonl').read_text(encoding='utf-8').splitlines()]
+            after = json.loads((home/'evidence'/f'demo-{way}-{seed}'/'summary.json').read_text(encoding='utf-8'))['after']
+            last = max(lines, key=lambda l: l['iteration'])
+            assert [last[k] for k in ('d_prime_loglinear', 'accuracy', 'auroc')]==[after[k] for k in ('d_prime_loglinear', 'accuracy', 'auroc')]
+            for l in lines:
+                yr,nr,yw,nw = l['counts'].values()
+                assert yr+nr+yw+nw+l['unparsed']==l['n'] and abs(l['accuracy']-(yr+nr)/l['n'])*l['n']<=l['unparsed']+1e-6
+                assert l['d_prime_loglinear']==pytest.approx(dprime(yr, nr, yw, nw))
+
+def dprime(yr, nr, yw, nw): # Log-linear, written down once more
+    z = NormalDist().inv_cdf
+    return z((yr+.5)/(yr+nr+1)) - z((yw+.5)/(yw+nw+1))

@@ -106,23 +106,33 @@ def curves(way)->dict: # By seed the lines of its held-out scores, by iteration
 def first_above(curve, d=1.)->int: # Iteration; None where d′ without a flag never gets there
     return min((i for i,l in curve.items() if l['d_prime_loglinear']>=d and not flags(l['counts'].values())), default=None)
 
-def replies(way)->int: # Of an iteration; SFT-meta asks for its labels once, before its first step
+def replies_until(way, iteration)->int: # Answers and claims that training had asked for by then; SFT-meta renews its labels every `label_interval` steps
+    if iteration is None: return None
     a = read_json(home/'evidence'/f'demo-{way}-0'/'args.json')['args']
-    return 2*a['population_size']*a['num_data_per_iteration'] if 'population_size' in a else None
+    return iteration*(2*a['population_size']*a['num_data_per_iteration'] if 'population_size' in a else a['batch_size'])
 
 def t_interval(x, confidence=.95)->dict: # Over seeds
     half = t.ppf((1+confidence)/2, len(x)-1)*np.std(x, ddof=1)/len(x)**.5
     return dict(mean=float(np.mean(x)), ci=[float(np.mean(x)-half), float(np.mean(x)+half)])
 
-def miniature()->list: # A row for each way, of the seeds that all ways have: final d′, its difference to esma of the same seed, and when d′ reached 1
+def miniature()->list: # A row for each way, of the seeds that all ways have: final scores, their difference to esma of the same seed, and when d′ reached 1
     by_way = {way: curves(way) for way in ways}
     common = sorted(set.intersection(*map(set, by_way.values())))
     if len(common)<2: return []
-    final = {way: [c[seed][max(c[seed])]['d_prime_loglinear'] for seed in common] for way,c in by_way.items()}
-    def row(way, d):
-        less = None if way=='esma' else t_interval(np.subtract(d, final['esma']), 1-.05/5)
-        return dict(way=way, seeds=len(common), final=t_interval(d), each=d, less_esma=less, reached=[first_above(by_way[way][seed]) for seed in common], replies=replies(way))
-    return [row(*item) for item in final.items()]
+    last = {way: [c[seed][max(c[seed])] for seed in common] for way,c in by_way.items()}
+    def final(way, k): return [l[k] for l in last[way]]
+    def less(way, k): return None if way=='esma' else t_interval(np.subtract(final(way, k), final('esma', k)), 1-.05/5)
+    def row(way):
+        reached = [first_above(by_way[way][seed]) for seed in common]
+        return dict(way=way, seeds=len(common), final=t_interval(final(way, 'd_prime_loglinear')), each=final(way, 'd_prime_loglinear'),
+            flagged=[seed for seed,l in zip(common, last[way]) if flags(l['counts'].values())], less_esma=less(way, 'd_prime_loglinear'),
+            auroc=t_interval(final(way, 'auroc')), auroc_less_esma=less(way, 'auroc'), accuracy_less_esma=less(way, 'accuracy'),
+            reached=reached, replies=[replies_until(way, i) for i in reached])
+    return [row(way) for way in ways]
+
+def base_rows()->list: # The untrained model
+    fields = 'n', 'accuracy', 'accuracy_ci', 'unparsed', 'yes_rate', 'auroc', 'auroc_ci', 'd_prime_loglinear', 'flags'
+    return [dict(set=q) | {k: getattr(scores(records(f'base-{q}')), k) for k in fields} for q in sets]
 
 outcomes = { # Name: measure, and whether base's claims come from a threshold
     'auroc': ('auroc', False), 'd_prime_less_threshold': ('d_prime_loglinear', True), 'accuracy': ('accuracy', False), 'yes_rate': ('yes_rate', False)}
@@ -135,10 +145,10 @@ def arm_rows()->list:
     def row(arm, name, measure, threshold):
         d,wide = (outcome(arm, measure, c, threshold) for c in (.95, corrected))
         return dict(arm=arm, outcome=name, seeds=len(d.each), mean=d.mean, ci=d.ci, corrected_ci=wide.ci, each=d.each, flags=flagged(arm)*(name=='d_prime_less_threshold'))
-    return [row(arm, name, *how) for arm in arms if len(complete(arm))>1 for name,how in outcomes.items()
+    return [row(arm, name, *how) for arm in arms if len(complete(arm))==len(seeds) for name,how in outcomes.items()
         if name!='d_prime_less_threshold' or not arm.startswith('auroc')]
 
-def found()->dict: return dict(arms=arm_rows(), miniature=miniature())
+def found()->dict: return dict(base=base_rows(), arms=arm_rows(), miniature=miniature())
 
 def shown(mean, ci): return f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
@@ -147,15 +157,20 @@ def tables():
     write_json(home/'evidence'/'tables.json', made)
     print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
         shown(r['mean'], r['corrected_ci']), ' '.join(f'{x:+.3f}' for x in r['each']), ' '.join(r['flags'])] for r in made['arms'])]))
-    print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 % interval', 'first iteration with d′ of 1', 'replies an iteration'], *([r['way'], str(r['seeds']), shown(**r['final']),
-        shown(**r['less_esma']) if r['less_esma'] else '', ' '.join(str(x or '–') for x in r['reached']), str(r['replies'] or '')] for r in made['miniature'])]))
+    def difference(r, k): return shown(**r[k]) if r[k] else ''
+    print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 %', 'AUROC less esma, 99 %', 'accuracy less esma, 99 %', 'seeds with a flag', 'replies until d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
+        *(difference(r, k) for k in ('less_esma', 'auroc_less_esma', 'accuracy_less_esma')), ' '.join(map(str, r['flagged'])), ' '.join(str(x or '–') for x in r['replies'])] for r in made['miniature'])]))
 
-def replay(out:str, seed:str='0'):
+def replay(out:str, seed:str='0'): # Exit status 1 where a sha256 is another
+    lines = []
     for way,command in ways.items():
         if not command.startswith('train'): continue
         name = f'demo-{way}-{seed}'
         said = subprocess.run(['esma_nb_replay', name, '--no-checkpoints', '--output_dir', f'again/{name}'], cwd=out, check=True, capture_output=True, text=True).stdout
-        same = read_json(home/'evidence'/name/'summary.json')['model_sha256'] in said
-        print(f"{name}: {'the same model_sha256' if same else 'ANOTHER model_sha256'}")
+        digest = read_json(home/'evidence'/name/'summary.json')['model_sha256']
+        lines.append(f"{name}: {'the same' if digest in said else 'ANOTHER'} model_sha256 {digest}")
+        print(lines[-1])
+    (home/'evidence'/'replay.txt').write_text('\n'.join(lines)+'\n', encoding='utf-8')
+    sys.exit(any('ANOTHER' in l for l in lines))
 
 if __name__=='__main__': dict(run=run, replay=replay, tables=tables)[sys.argv[1]](*sys.argv[2:])
