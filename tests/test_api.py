@@ -147,6 +147,15 @@ def test_budget_and_interruption(serve, questions):
     assert run(*words).returncode==0 and len(whole_lines(path))==N
     check(whole_lines(path))
 
+def test_nothing_answered_is_an_error(serve, questions):
+    server,path = serve(lambda *_: (500, 'down')),questions.parent/'run'/'records'/'meta.jsonl'
+    words = command(server, questions, '--tries', '1', '--num_samples', '3')
+    done = run(*words)
+    assert done.returncode==2 and '3 of 3 rows failed' in done.stderr and 'asks them again' in done.stderr, done.stderr[-500:]
+    assert len(whole_lines(path))==3 and not (questions.parent/'run'/'summary.json').exists()
+    server.mood = lambda *_: 'fine'
+    assert run(*words).returncode==0 and not any(l['failed'] for l in whole_lines(path))
+
 def test_time_is_up(serve, questions):
     done = run(*command(serve(lambda *_: time.sleep(.5) or 'fine'), questions, '--concurrency', '1', '--max_minutes', '.1'))
     assert done.returncode==0 and 'the budget left out' in done.stdout, done.stderr[-500:]

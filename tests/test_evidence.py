@@ -1,5 +1,6 @@
 "What PLAN.md planned before the runs, and what README and pages say of them: computed again from the records"
 import json,subprocess,sys
+from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
 import pytest
@@ -23,14 +24,15 @@ def test_every_record_is_of_a_planned_run(tmp_path):
     names = {name for name,_ in planned(tmp_path, tmp_path)}
     assert {p.parent.name for p in (home/'evidence').glob('*/summary.json')}<=names
 
-def test_the_plan_is_older_than_its_runs():
-    def added(path): return subprocess.run(['git', 'log', '--diff-filter=A', '--format=%ct', '--', path], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    plan,runs = added('runs/PLAN.md'),added('runs/evidence')
-    if not plan or not runs or len(plan)>1: pytest.skip('the history of git is not here')
-    assert int(plan[0])<=min(map(int, runs))
-    first = subprocess.run(['git', 'log', '--diff-filter=A', '--format=%H', '--', 'runs/PLAN.md'], cwd=ROOT, capture_output=True, text=True).stdout.split()[0]
-    planned_then = subprocess.run(['git', 'show', f'{first}:runs/PLAN.md'], cwd=ROOT, capture_output=True, text=True).stdout
-    assert (ROOT/'runs'/'PLAN.md').read_text(encoding='utf-8').split('## Deviations')[0].rstrip()==planned_then.split('## Deviations')[0].rstrip()
+def test_the_plan_is_older_than_its_runs_and_unchanged():
+    "By the clock in each run's args.json; git knows when the plan was committed, and what it said above its deviations."
+    def git(*words): return subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True).stdout
+    added = git('log', '--diff-filter=A', '--format=%H %at', '--', 'runs/PLAN.md').split()
+    if len(added)!=2: pytest.skip('the history of git is not here')
+    started = {p.parent.name: datetime.fromisoformat(json.loads(p.read_text(encoding='utf-8'))['started']).timestamp() for p in (home/'evidence').glob('*/args.json')}
+    assert len(started)>60 and {k for k,t in started.items() if t<int(added[1])}==set()
+    def above(text): return text.split('## Deviations')[0].rstrip()
+    assert above((ROOT/'runs'/'PLAN.md').read_text(encoding='utf-8'))==above(git('show', f'{added[0]}:runs/PLAN.md'))
 
 def test_no_record_has_words_of_a_question():
     for path in (home/'evidence').glob('*/records/*.jsonl'):

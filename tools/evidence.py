@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import t
 from esma_nb.core.runs import append_lines,atomic_write,read_json,read_lines,write_json
 from esma_nb.datasets.registry import load_rows
-from esma_nb.evaluation.controls import markdown_table
+from esma_nb.metrics.scores import markdown_table
 from esma_nb.metrics.signal_detection import flags
 from esma_nb.evaluation.paired import join_records,pooled_difference
 from esma_nb.evaluation.recalibration import best_threshold

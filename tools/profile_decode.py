@@ -21,7 +21,7 @@ from esma_nb.engines.encoding import encode
 from esma_nb.engines.hf import greedy
 from esma_nb.engines.models import cast_parameters,load_model
 from esma_nb.engines.prefix_cache import common_prefix
-from esma_nb.evaluation.controls import markdown_table
+from esma_nb.metrics.scores import markdown_table
 from esma_nb.prompts.elicitation import meta_claim
 
 parts = ('products', 'attention', 'normalization', 'rotation', 'rest')

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from statistics import median
 from ..core.cli import command
 from ..core.runs import check_output_path,write_json
-from ..evaluation.controls import markdown_table
+from ..metrics.scores import markdown_table
 from ..engines.vllm import prepare_environment
 
 # %% ../../nbs/bench/03_bench.ipynb #6eff1f7c

@@ -17,7 +17,7 @@ from ..prompts.elicitation import meta_claim
 from ..prompts.templates import Completion
 from ..engines.encoding import encode
 from ..engines.models import load_model
-from ..evaluation.controls import markdown_table
+from ..metrics.scores import markdown_table
 from ..evaluation.protocol import resolve_protocol
 from ..evaluation.evaluate import evaluate,evaluate_into,local_model
 from .baselines import naive_engine

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['bins', 'question_words', 'claim_categories', 'shuffle_answers', 'chance_level', 'difference_to_chance',
            'surface_features', 'logistic_regression', 'predict_correct', 'match_yes_rate', 'deciding_measure',
-           'Control', 'evaluate_control', 'swap_answers', 'other_wording', 'controls', 'verdict', 'markdown_table',
-           'control_table']
+           'Control', 'evaluate_control', 'swap_answers', 'other_wording', 'controls', 'verdict', 'control_table']
 
 # %% ../../nbs/evaluation/04_controls.ipynb #6e965a6c
 import re
 from dataclasses import dataclass
 import numpy as np
 from ..metrics.signal_detection import dprime
-from ..metrics.scores import auroc_first,check_bits,bracket_flagged,dagger_note,count_cells,flags,loglinear,average_ranks,grader_agreement,valid_rows
+from ..metrics.scores import auroc_first,markdown_table,check_bits,bracket_flagged,dagger_note,count_cells,flags,loglinear,average_ranks,grader_agreement,valid_rows
 from .records import columns,format_value
 from .paired import differences,influences
 
@@ -186,12 +185,6 @@ def verdict(controls:list)->str: # A sentence or two
     return f"Self-knowledge, as far as tested: it passes the controls: {', '.join(held)}.{left}"
 
 # %% ../../nbs/evaluation/04_controls.ipynb #7a09be98
-def markdown_table(lines:list)->str: # Markdown, with columns aligned for a terminal
-    "Rows of strings as a table; the first row is the head."
-    width = [max(map(len, column)) for column in zip(*lines)]
-    lines = ['| ' + ' | '.join(x.ljust(w) for x,w in zip(line, width)) + ' |' for line in lines]
-    return '\n'.join([lines[0], '|' + '|'.join('-'*(w+2) for w in width) + '|', *lines[1:]])
-
 def control_table(controls:list)->str: # Markdown
     "For each control its scores, the difference to the real run, and the conclusion."
     d,both = [c.differences['d_prime_loglinear'] for c in controls],['d_prime_loglinear', 'auroc']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['requirements', 'row_meaning', 'mark', 'corrected', 'flag_meaning', 'main_metrics', 'all_metrics', 'MetaScores',
            'rate_counts', 'compute_metrics', 'label', 'row_title', 'bracket_flagged', 'format_metric', 'dagger_note',
-           'table_notes', 'auroc_first', 'metrics_table', 'attempt_scores', 'grader_agreement']
+           'table_notes', 'auroc_first', 'markdown_table', 'metrics_table', 'attempt_scores', 'grader_agreement']
 
 # %% ../../nbs/metrics/04_scores.ipynb #11988fad
 from dataclasses import asdict, dataclass
@@ -156,6 +156,12 @@ def auroc_first(rows)->list: # Where a d′ is marked, the AUROC stands above it
     at = min((i for i,r in enumerate(rest) if r in corrected), default=len(rest))
     return [*rest[:at], 'auroc', *rest[at:]] if 'auroc' in rows[at:] else rows
 
+def markdown_table(lines:list)->str: # Markdown, with columns aligned for a terminal
+    "Rows of strings as a table; the first row is the head."
+    width = [max(map(len, column)) for column in zip(*lines)]
+    lines = ['| ' + ' | '.join(x.ljust(w) for x,w in zip(line, width)) + ' |' for line in lines]
+    return '\n'.join([lines[0], '|' + '|'.join('-'*(w+2) for w in width) + '|', *lines[1:]])
+
 def metrics_table(
     scores:dict, # One column each: `{'before': MetaScores, 'after': MetaScores}`
     rows=None, # Fields of `MetaScores`; default: `main_metrics`, and the reward where there is one
@@ -164,10 +170,7 @@ def metrics_table(
     rows = rows or ['reward']*any(s.reward is not None for s in scores.values()) + main_metrics
     if any(s.flags for s in scores.values()): rows = auroc_first(rows)
     lines = [['', *scores]] + [[row_title(r), *(format_metric(s, r) for s in scores.values())] for r in rows]
-    width = [max(map(len, column)) for column in zip(*lines)]
-    lines = ['| ' + ' | '.join(x.ljust(w) for x,w in zip(line, width)) + ' |' for line in lines]
-    lines.insert(1, '|' + '|'.join('-'*(w+2) for w in width) + '|')
-    return '\n'.join(lines + [''] + [f'- {note}' for note in table_notes(scores, rows)])
+    return '\n'.join([markdown_table(lines), '', *(f'- {note}' for note in table_notes(scores, rows))])
 
 # %% ../../nbs/metrics/04_scores.ipynb #f4b8264d
 def attempt_scores(

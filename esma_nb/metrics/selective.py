@@ -9,6 +9,7 @@ __all__ = ['selective_metrics', 'rejection_metrics', 'prr', 'coverage_at_risk', 
 import numpy as np
 from .intervals import as_float,bootstrap,logit_interval,percentile_interval
 from .calibration import confidence_scores,levels,ranking_metrics,valid_rows
+from .scores import markdown_table
 
 # %% ../../nbs/metrics/05_selective.ipynb #ca979ebd
 def rejection_metrics(
@@ -78,6 +79,4 @@ def selective_table(
     found = {name: selective_scores(correct, s, name in probabilities, risk) for name,s in scores.items()}
     title = [f'coverage at risk {risk:g}' if k=='coverage' else k for k in selective_metrics]
     lines = [['', 'n', *title]] + [[name, str(v['n']), *(cell(v, k) for k in selective_metrics)] for name,v in found.items()]
-    width = [max(map(len, column)) for column in zip(*lines)]
-    lines = ['| ' + ' | '.join(x.ljust(w) for x,w in zip(line, width)) + ' |' for line in lines]
-    return '\n'.join([lines[0], '|' + '|'.join('-'*(w+2) for w in width) + '|', *lines[1:]])
+    return markdown_table(lines)
