@@ -54,6 +54,8 @@ class Browser:
 
     def js(self, text): return self.call('Runtime.evaluate', expression=text, returnByValue=True, awaitPromise=True)['result'].get('value')
 
+    def wait(self, milliseconds): self.js(f'new Promise(done => setTimeout(done, {milliseconds}))') # By the page's own clock: earlier timers of the page come first
+
     def seen(self, *methods): return [e['params'] for e in self.events if e.get('method') in methods]
 
     def close(self):

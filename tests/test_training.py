@@ -154,6 +154,21 @@ def test_other_question_sets_are_measured_before_and_after(tmp_path):
     assert found['accuracy']['ci'] and {p.stem for p in (tmp_path/'run'/'also'/'other').glob('*.jsonl')}=={'before', 'after'}
     card = (tmp_path/'run'/'model'/'README.md').read_text()
     assert 'Other question sets, before and after' in card and str(tmp_path) not in card
+    after = tmp_path/'run'/'also'/'other'/'after.jsonl'
+    old = after.stat().st_mtime_ns
+    done = train(tmp_path/'run', '--also_eval', other, '--reward_type', 'auroc', '--num_iterations', 5)
+    assert done.returncode==0 and after.stat().st_mtime_ns>old, 'of the model after 4 iterations'
+    assert '--num_iterations 5' in (tmp_path/'run'/'model'/'README.md').read_text()
+
+def test_questions_that_changed_are_refused(tmp_path):
+    mine = tmp_path/'mine.jsonl'
+    def write(n, answer): mine.write_text(''.join(json.dumps(dict(question=f'What is {i} plus {i}?', answers=[answer or str(2*i)]))+'\n' for i in range(n)))
+    write(60, None)
+    assert train(tmp_path/'run', '--dataset', mine, '--num_iterations', 1).returncode==0
+    for n,answer in ((60, 'none'), (61, None)):
+        write(n, answer)
+        done = train(tmp_path/'run', '--dataset', mine, '--num_iterations', 2)
+        assert done.returncode==2 and 'other questions' in done.stderr and done.stderr.count('\n')==1, done.stderr
 
 SMALL = dict(sigma=.04, population_size=4, num_data_per_iteration=16, num_val_samples=40, seed=5, device='cpu')
 def brevity(records): return [1/(1+len(r.direct_output)) for r in records]

@@ -18,7 +18,7 @@ from esma_nb.core.runs import append_lines,atomic_write,read_json,read_lines,wri
 from esma_nb.datasets.registry import load_rows
 from esma_nb.metrics.scores import markdown_table
 from esma_nb.metrics.signal_detection import flags
-from esma_nb.evaluation.paired import join_records,pooled_difference
+from esma_nb.evaluation.paired import differences,join_records,mcnemar,pooled_difference
 from esma_nb.evaluation.recalibration import best_threshold
 from esma_nb.evaluation.records import columns,load_records,record_files,scores
 
@@ -91,10 +91,12 @@ def with_line(rows:list)->list: # Claims from the threshold
     line = threshold()
     return [replace(r, yes=None if r.log_odds is None else r.log_odds>line, unparsed=r.log_odds is None) for r in rows]
 
-def outcome(arm:str, measure:str, confidence:float=.95, threshold=False, questions=sets): # A `PooledDifference` against base; with a threshold, its claims are base's
+def readable(rows:list)->list: # With `correct` for: the claim is Yes or No
+    return [replace(r, correct=not r.unparsed) for r in rows]
+
+def outcome(arm:str, measure:str, of_base=list, of_arm=list, confidence:float=.95, questions=sets): # A `PooledDifference` of an arm and base, each seen through a function of its records
     def joined(s):
-        base = records(f'base-{s}')
-        rows,_ = join_records(dict(base=with_line(base) if threshold else base) | {seed: records(f'{arm}-{seed}-{s}') for seed in complete(arm)})
+        rows,_ = join_records(dict(base=of_base(records(f'base-{s}'))) | {seed: of_arm(records(f'{arm}-{seed}-{s}')) for seed in complete(arm)})
         return [columns(r) for r in rows.values()]
     first,*others = zip(*map(joined, questions))
     return pooled_difference(list(first), [list(o) for o in others], measure, confidence)
@@ -134,21 +136,41 @@ def base_rows()->list: # The untrained model
     fields = 'n', 'accuracy', 'accuracy_ci', 'unparsed', 'yes_rate', 'auroc', 'auroc_ci', 'd_prime_loglinear', 'flags'
     return [dict(set=q) | {k: getattr(scores(records(f'base-{q}')), k) for k in fields} for q in sets]
 
-outcomes = { # Name: measure, and whether base's claims come from a threshold
-    'auroc': ('auroc', False), 'd_prime_less_threshold': ('d_prime_loglinear', True), 'accuracy': ('accuracy', False), 'yes_rate': ('yes_rate', False)}
+primary = { # Name: measure, and the functions through which the records of base and of the arm are seen
+    'auroc': ('auroc', list, list), 'd_prime_less_threshold': ('d_prime_loglinear', with_line, list)}
+secondary = {'accuracy': ('accuracy', list, list), 'yes_rate': ('yes_rate', list, list), 'readable': ('accuracy', readable, readable), 'alignment': ('alignment', list, list)}
 corrected = 1-.05/8 # Of 8 comparisons
 
 def flagged(arm)->list: # The flags of d′ of an arm's words, of all its seeds and sets: with one, its d′ is no finding
     return sorted({f for seed in complete(arm) for s in sets for f in scores(records(f'{arm}-{seed}-{s}')).flags})
 
+def finished()->list: return [arm for arm in arms if len(complete(arm))==len(seeds)]
+
 def arm_rows()->list:
-    def row(arm, name, measure, threshold):
-        d,wide = (outcome(arm, measure, c, threshold) for c in (.95, corrected))
-        return dict(arm=arm, outcome=name, seeds=len(d.each), mean=d.mean, ci=d.ci, corrected_ci=wide.ci, each=d.each, flags=flagged(arm)*(name=='d_prime_less_threshold'))
-    return [row(arm, name, *how) for arm in arms if len(complete(arm))==len(seeds) for name,how in outcomes.items()
+    def row(arm, name, how):
+        d = outcome(arm, *how)
+        wide = outcome(arm, *how, corrected).ci if name in primary else None
+        return dict(arm=arm, outcome=name, seeds=len(d.each), mean=d.mean, ci=d.ci, corrected_ci=wide, each=d.each, flags=flagged(arm)*(name=='d_prime_less_threshold'))
+    return [row(arm, name, how) for arm in finished() for name,how in (primary | secondary).items()
         if name!='d_prime_less_threshold' or not arm.startswith('auroc')]
 
-def found()->dict: return dict(base=base_rows(), arms=arm_rows(), miniature=miniature())
+def heldout_rows()->list: # By arm and seed: the 240 questions of the pool before and after training, and by set the answers that changed
+    def change(arm, seed):
+        first,*_,last = record_files(home/'evidence'/f'{arm}-{seed}').values()
+        rows,_ = join_records(dict(before=load_records(first), after=load_records(last)))
+        found = differences(*map(columns, rows.values()))
+        return {k: dict(before=d.first, after=d.second, ci=d.ci) for k,d in found.items() if k in ('auroc', 'd_prime_loglinear')} | dict(n=len(rows['after']), flags=found['d_prime_loglinear'].flags)
+    def answers(arm, seed, s):
+        rows,_ = join_records(dict(base=records(f'base-{s}'), arm=records(f'{arm}-{seed}-{s}')))
+        return mcnemar(*([r.correct for r in rs] for rs in rows.values()))
+    return [dict(arm=arm, seed=seed, heldout=change(arm, seed), answers={s: answers(arm, seed, s) for s in sets}) for arm in finished() for seed in seeds]
+
+def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the one with gaussian noise, by seed and pooled over them
+    if not {'auroc', 'auroc-rademacher'}<={*finished()}: return None
+    gaussian,rademacher = (outcome(arm, 'auroc').each for arm in ('auroc', 'auroc-rademacher'))
+    return t_interval(np.subtract(rademacher, gaussian)) | dict(each=np.subtract(rademacher, gaussian).tolist())
+
+def found()->dict: return dict(base=base_rows(), arms=arm_rows(), heldout=heldout_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
 
 def shown(mean, ci): return f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
@@ -156,7 +178,7 @@ def tables():
     made = found()
     write_json(home/'evidence'/'tables.json', made)
     print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
-        shown(r['mean'], r['corrected_ci']), ' '.join(f'{x:+.3f}' for x in r['each']), ' '.join(r['flags'])] for r in made['arms'])]))
+        shown(r['mean'], r['corrected_ci']) if r['corrected_ci'] else '', ' '.join(f'{x:+.3f}' for x in r['each']), ' '.join(r['flags'])] for r in made['arms'])]))
     def difference(r, k): return shown(**r[k]) if r[k] else ''
     print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 %', 'AUROC less esma, 99 %', 'accuracy less esma, 99 %', 'seeds with a flag', 'replies until d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
         *(difference(r, k) for k in ('less_esma', 'auroc_less_esma', 'accuracy_less_esma')), ' '.join(map(str, r['flagged'])), ' '.join(str(x or '–') for x in r['replies'])] for r in made['miniature'])]))

@@ -219,7 +219,7 @@ error_hints = {401: 'was the right key in the environment?', 402: 'the account h
 def error_message(text:str, key:str)->str:
     "The server's error message, in one line."
     try: error = decode(text, key)
-    except (ValueError, RecursionError): error = redact_key(text, key)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError): error = redact_key(text, key)
     if isinstance(error, list) and error: error = error[0]
     if isinstance(error, dict): error = error.get('error') or error
     if isinstance(error, dict) and error.get('message'):
@@ -287,6 +287,7 @@ def chat_request(
     if odds and prompt.lang: first |= dict(logprobs=True, top_logprobs=odds)
     if odds and prompt.logprobs and not prompt.lang: first |= dict(logprobs=True)
     if prompt.temperature is not None and 'temperature' in first: first['temperature'] = prompt.temperature
+    elif first.get('temperature')=='own': del first['temperature']
     if prompt.temperature is not None and seeded: first |= dict(seed=sample_seed(prompt))
     if odds and ids and prompt.lang: extra |= dict(logprob_token_ids=list(ids))
     if extra: first |= dict(extra_body=extra)

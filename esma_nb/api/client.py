@@ -205,6 +205,7 @@ async def find_yes_no_ids(self:APIEngine, client, lang):
     if not self.has_tokenize or not yes or not no or yes.keys() & no.keys(): return
     self.words_by_id = self.words_by_id | yes | no
     self.request_options = self.request_options | dict(token_ids=(tuple(self.words_by_id), None))
+    self.accepted_options -= {'token_ids'} # Other ids: the server has not accepted these yet
 
 # %% ../../nbs/api/02_client.ipynb #bbe3f724
 @patch
@@ -231,7 +232,8 @@ async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
             if verdict=='answered': self.throttle.increase()
             elif status in (408, 429, 503, 529): self.throttle.decrease(began, wait)
         if verdict=='answered':
-            unused = dict(top_logprobs=not prompt.lang, token_ids=not prompt.lang, seed=prompt.temperature is None)
+            unused = dict(top_logprobs=not prompt.lang, token_ids=not prompt.lang, seed=prompt.temperature is None,
+                temperature=sent['temperature'][0]=='own' and prompt.temperature is None)
             self.accepted_options |= {k for k in sent if not unused.get(k)}
             return self.count_failures(replace(what, tries=tries))
         why = f"{what}{f' ({status})' if status not in (0, 200) else ''}"

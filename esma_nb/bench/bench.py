@@ -13,7 +13,7 @@ from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from ..core.cli import command
-from ..core.runs import check_output_path,write_json
+from ..core.runs import check_output_path,provenance,write_json
 from ..metrics.scores import markdown_table
 from ..engines.vllm import prepare_environment
 
@@ -149,7 +149,7 @@ def bench_evaluation(model, dataset, split, data_dir, num_samples, batch_size, d
     torch_device = pick_device(device)
     dtype = compute_dtype(dtype, torch_device)
     found = time_evaluations(implementations(model, dtype, torch_device, batch_size), rows, batch_size, torch_device)
-    about = dict(machine=machine(torch_device), model=model, dataset=dataset, num_samples=len(rows), batch_size=batch_size, dtype=dtype, evaluation=found)
+    about = provenance() | dict(machine=machine(torch_device), model=model, dataset=dataset, num_samples=len(rows), batch_size=batch_size, dtype=dtype, evaluation=found)
     if path: write_json(path, about)
     print(f"\n{about['machine']}\n{len(rows)} questions in batches of {batch_size}, {dtype}\n\n{evaluation_table(found)}")
     return about
@@ -194,7 +194,7 @@ def bench(
     peaks = {d: machine_peaks(torch_device, getattr(torch, d)) for d in dict.fromkeys(['float32', *precision.values()])}
     found = time_interleaved({title: way for title,(way,_) in selected.items()}, repeats, torch_device)
     result = with_roofline(found, net, prompts_of(tokenizer, rows, names, dtype, rank), peaks, precision)
-    about = dict(machine=machine(torch_device), model=model, dataset=dataset, population_size=population_size,
+    about = provenance() | dict(machine=machine(torch_device), model=model, dataset=dataset, population_size=population_size,
         num_data_per_iteration=len(rows), repeats=repeats, peaks=peaks,
         weights=sum(p.numel() for p in net.parameters()), baselines=result)
     if json: write_json(json, about)

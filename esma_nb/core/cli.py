@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['not_options', 'minimum', 'kinds', 'make_parser', 'fail', 'normalize_options', 'config_options', 'check_numbers',
-           'check_types', 'run_command', 'command']
+           'check_types', 'run_command', 'plain', 'command']
 
 # %% ../../nbs/core/00_cli.ipynb #c720532d
 import os,re,sys
@@ -135,13 +135,20 @@ def run_command(
     except KeyboardInterrupt as e:
         print(f"{p.prog}: interrupted{f': {e}' if str(e) else ''}", file=sys.stderr)
         raise SystemExit(130)
-    except (ValueError, OSError, ImportError) as e:
-        if debug: raise
-        fail(p.prog, e)
+    except Exception as e:
+        full = isinstance(e, MemoryError) or 'OutOfMemory' in type(e).__name__ or "can't allocate memory" in str(e)
+        if debug or not (full or isinstance(e, (ValueError, OSError, ImportError))): raise
+        fail(p.prog, f'memory is full ({e}): use a smaller batch or model' if full else e)
 
 # %% ../../nbs/core/00_cli.ipynb #0cc0d8a9
 def _is_program(frame): # Is `frame` the top level of a file that was started as a program?
     return frame.f_globals is frame.f_locals and frame.f_globals.get('__name__')=='__main__' and '__file__' in frame.f_globals
+
+def plain(v): # A path as text, and numbers of numpy as Python's, as JSON takes them
+    if isinstance(v, os.PathLike): return os.fspath(v)
+    if isinstance(v, (list, tuple)): return type(v)(map(plain, v))
+    if isinstance(v, bool) or not isinstance(v, Real): return v
+    return int(v) if isinstance(v, Integral) else float(v)
 
 def command(f):
     "Decorator: `f` parses the command line when a script calls it without arguments, and is an ordinary function otherwise."
@@ -152,6 +159,6 @@ def command(f):
         options.apply_defaults()
         check_types(f, options.arguments | options.arguments.get('kwargs', {}))
         check_numbers(options.arguments)
-        return f(**options.arguments)
+        return f(**{k: plain(v) for k,v in options.arguments.items()})
     if _is_program(sys._getframe(1)): raise SystemExit(run_command(f))
     return wrapped

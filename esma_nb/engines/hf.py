@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['greedy', 'own_sampling', 'sampling_from_config', 'sampling_at', 'draw_tokens', 'uniform', 'generate_ids',
-           'end_tokens', 'single_tokens', 'log_odds', 'hf_engine', 'decoding_of', 'prefix_kind', 'unexpected_reasoning',
-           'cached_encoder', 'adaptive_batches', 'complete_batch', 'token_recorder', 'make_completion', 'answer_logits']
+           'end_tokens', 'single_tokens', 'log_odds', 'hf_engine', 'decoding', 'decoding_of', 'prefix_kind',
+           'unexpected_reasoning', 'cached_encoder', 'adaptive_batches', 'complete_batch', 'token_recorder',
+           'make_completion', 'answer_logits']
 
 # %% ../../nbs/engines/06_hf.ipynb #9f6ff913
 from hashlib import blake2b
@@ -146,9 +147,7 @@ def hf_engine(
         kinds,replies = [prefix_kind(p) for p in prompts],{}
         def work(batch):
             mine = ([x[i] for i in batch] for x in (prompts, rows, kinds))
-            p = prompts[batch[0]]
-            decode = sample_token if p.temperature is None else sampling_at(p.temperature, p.seed)
-            return complete_batch(model, tokenizer, *mine, words, decode, make_decoder, max_reasoning_tokens)
+            return complete_batch(model, tokenizer, *mine, words, decoding(prompts[batch[0]], sample_token), make_decoder, max_reasoning_tokens)
         for one in dict.fromkeys(map(decoding_of, prompts)):
             same = [i for i,p in enumerate(prompts) if decoding_of(p)==one]
             replies |= run_in_batches(work, sorted(same, key=lambda i: len(rows[i][0]), reverse=True))
@@ -156,6 +155,9 @@ def hf_engine(
         if line: warned.append(line), warn(line)
         return [replies[i] for i in range(len(prompts))]
     return generate
+
+def decoding(p, sample_token): # Of a prompt: its own, or that of the engine
+    return sample_token if p.temperature is None else sampling_at(p.temperature, p.seed)
 
 def decoding_of(prompt)->tuple: # Prompts of one batch are decoded in the same way
     return (None, 0) if prompt.temperature is None else (prompt.temperature, prompt.seed)
@@ -174,10 +176,11 @@ def cached_encoder(model, tokenizer, max_input_length, enable_thinking=False, ma
     "A cached tokenizer: from prompts to `(ids, truncated, opened)` each, and the ids of yes and no by language."
     known,words,context = {},{},context or context_length(model)
     def encoded(p):
-        max_prompt = max_input_length or (context and context-p.max_new_tokens-max_reasoning_tokens)
-        if max_prompt is not None and max_prompt<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt: "
+        room = context-p.max_new_tokens-max_reasoning_tokens if context else None
+        if max_input_length is not None and max_input_length<16: raise ValueError(f"--max_input_length {max_input_length} is too short for a prompt: give 16 or more")
+        if room is not None and room<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt: "
             f"lower --max_reasoning_tokens ({max_reasoning_tokens}) or --max_new_tokens ({p.max_new_tokens})")
-        ids,truncated = encode_prompt(tokenizer, p, max_prompt, enable_thinking)
+        ids,truncated = encode_prompt(tokenizer, p, min((n for n in (max_input_length, room) if n is not None), default=None), enable_thinking)
         return ids,truncated,opens_reasoning(tokenizer, ids)
     def encode_cached(prompts):
         nonlocal known

@@ -28,7 +28,7 @@ class Packed:
 
     @torch.no_grad()
     def copy_(self, weight)->'Packed': # As `torch.Tensor.copy_`
-        if self.plain is not None: self.plain.copy_(weight)
+        if self.plain is not None: weight = self.plain.copy_(weight)
         self.blocks = None # Free the old blocks before the new ones are allocated
         self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype), 64)
         return self

@@ -80,9 +80,9 @@ def evaluate_api(
         graded,samples = signal_scores(signals['names'], replies[0], more, row['question']) if signals else (None, None)
         if samples: keep([dict(question_id=qid, seeded=remote.request_options['seed'][0] is not None, **samples)])
         new = record(row, claim, match, *replies, seconds=seconds, signals=graded)
-        cost_now,facts = bill_of([*replies, *more], paid.get(qid, (0, 0, 0)))
+        billed,facts = bill_of([*replies, *more], paid.get(qid, (0, 0, 0)))
         append_lines(path, [asdict(new) | facts])
-        spent,_ = spent+cost(price, cost_now),reserved.pop(qid)
+        spent,_ = spent+cost(price, billed),reserved.pop(qid)
         progress(new, spent)
     remote.run_jobs(affordable(), evaluate_row)
     return sort_records(path, rows)
@@ -173,7 +173,7 @@ def checked_price(model, price, max_cost)->tuple: # Dollars per million tokens, 
     return parse_price(price, model)
 
 def server_options(protocol, reasoning_effort)->dict: # What `APIEngine` asks of the server instead of its defaults
-    return not_none(temperature=(None,) if protocol['decoding']=='own' else None, reasoning_effort=(reasoning_effort,) if reasoning_effort else None)
+    return not_none(temperature=('own', None) if protocol['decoding']=='own' else None, reasoning_effort=(reasoning_effort,) if reasoning_effort else None)
 
 def not_none(**options)->dict: return {k: v for k,v in options.items() if v is not None}
 

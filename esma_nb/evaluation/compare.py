@@ -85,11 +85,11 @@ def difference_table(c:Comparison)->str: # Markdown
 
 def format_comparison(c:Comparison)->str: # Markdown
     "Tables, tests, warnings and controls as one text."
-    counts_text = [f'{n:,} {what}' for what,n in {'questions joined': c.rows['joined'], **c.rows}.items() if what!='joined']
+    counted = [f'{n:,} {what}' for what,n in {'questions joined': c.rows['joined'], **c.rows}.items() if what!='joined']
     tests = [f"- {c.first} to {k}: {t['gained']} answers gained, {t['lost']} lost, McNemar's mid-p {t['p']:.3g}"
         for k,t in c.accuracy.items()]
     why = [f'- {k}: {d.reason}' for k,found in c.differences.items() for d in found.values() if d.reason]
-    return '\n'.join([f"{', '.join(counts_text)}; * marks a difference whose 95 % interval, paired by question, leaves out 0",
+    return '\n'.join([f"{', '.join(counted)}; * marks a difference whose 95 % interval, paired by question, leaves out 0",
         '', difference_table(c), '', *tests, *why, *(f'- {n}' for n in c.notes), '', *worth_lines(c), *tracking_lines(c),
         f'### {c.last}: self-knowledge or a heuristic?', '', control_table(c.controls)])
 

@@ -130,6 +130,7 @@ class Control:
 def evaluate_control(name, found, lead, good, bad)->Control:
     "Pass if the 95 % interval of the difference is above 0."
     d = found[lead]
+    if lead=='auroc': good,bad = (s.replace('its claims', 'its log-odds') for s in (good, bad)) # The claims themselves are nearly all the same
     if d.ci is None: return Control(name, found, None, f'undecided: {d.reason}')
     return Control(name, found, d.ci[0]>0, good if d.ci[0]>0 else bad)
 
@@ -182,7 +183,8 @@ def verdict(controls:list)->str: # A sentence or two
     left = ''.join(f" {what}: {', '.join(names)}." for what,names in left.items() if names)
     if controls[0].passed is not True: return f'No self-knowledge is shown: {controls[0].says}.'
     if lost: return f"Not shown to be more than a heuristic: it fails the controls: {', '.join(lost)}.{left}"
-    return f"Self-knowledge, as far as tested: it passes the controls: {', '.join(held)}.{left}"
+    what = ' in its log-odds' if 'log-odds' in controls[0].says else ''
+    return f"Self-knowledge{what}, as far as tested: it passes the controls: {', '.join(held)}.{left}"
 
 # %% ../../nbs/evaluation/04_controls.ipynb #7a09be98
 def control_table(controls:list)->str: # Markdown

@@ -89,7 +89,7 @@ def grade(
     judge=None, # For grader judge: from cases to outcomes
 )->list: # `Record`s
     "Grade the replies of `records` by another grader."
-    check_grader(grader, [r.answers for r in records if r.answers])
+    check_grader(grader, [r.answers for r in records])
     if grader=='judge': found = iter(ask_judge(judge, [(r.question, r.answers, r.direct_output) for r in records if not r.failed]))
     else: found = (outcome_of(graders[grader](r.direct_output, r.answers)) for r in records if not r.failed)
     return regrade(records, was, grader, [None if r.failed else next(found) for r in records])
@@ -110,7 +110,9 @@ def cluster_again(records, path, by:str, judge)->list: # `path`: the samples of 
     if not samples: raise ValueError(f"{path} holds no samples: --cluster_by needs a run with --signals consistency or semantic_entropy")
     if by!='judge': return recluster(records, samples, partial(same_words, match=graders[by]))
     questions = {r.question_id: r.question for r in records}
-    texts = {questions[l['question_id']]: [t for t in (l['answer'], *l['samples']) if t is not None] for l in samples if l['question_id'] in questions}
+    texts = {}
+    for l in samples:
+        if l['question_id'] in questions: texts.setdefault(questions[l['question_id']], []).extend(t for t in (l['answer'], *l['samples']) if t is not None)
     return recluster(records, samples, same_by_judge(partial(ask_judge, judge), texts))
 
 def print_scores(run, grader=None, judge=None, risk=.1, cluster_by=None): # What `esma_nb_eval` and `esma_nb_score` print
@@ -241,10 +243,12 @@ def local_model(
 )->tuple: # `generate`, the device in words, and parameters by name that can be overwritten (None for vLLM)
     "Load a local model, and make an engine of it."
     if args['engine']=='vllm': return vllm_model(args, protocol)
+    from esma_nb.engines.encoding import check_chat_template
     from esma_nb.engines.hf import hf_engine
     from esma_nb.engines.models import load_model
     from esma_nb.engines.prepack import pack
     model,tokenizer = load_model(args['model'], args['dtype'], device)
+    if args.get('chat', True): check_chat_template(tokenizer)
     parameters = dict(model.named_parameters()) | pack(model)
     options = {k: args[k] for k in ('enable_thinking', 'max_input_length', 'max_reasoning_tokens')}
     sample_token = token_sampler(protocol, model, args['seed'])

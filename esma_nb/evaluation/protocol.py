@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['presets', 'graders', 'readings', 'decoding_modes', 'ungraded', 'lookup', 'check_grader', 'resolve_protocol',
-           'prompt_limits', 'build_claim', 'token_sampler', 'protocol_diff']
+           'training_protocol', 'prompt_limits', 'build_claim', 'token_sampler', 'protocol_diff']
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #68102177
 from functools import partial
 from ..prompts.claim_parsing import contains_yes,reads_yes
 from ..metrics.matching import last_number,matchers
+from ..datasets.question_sets import default_grader
 from ..prompts.elicitation import Claim,claims,get_claim
 from ..signals.elicit import answer_claims
 
@@ -26,7 +27,8 @@ def lookup(table:dict, name:str, what:str): # One entry, or an error that lists 
     if name not in table: raise ValueError(f"no {what} {name!r}: choose one of {', '.join(table)}")
     return table[name]
 
-def check_grader(name:str, answers:list): # ValueError where grader numeric would call every reply wrong; `answers` has a list for each row
+def check_grader(name:str, answers:list): # ValueError where a grader would call every reply wrong; `answers` has a list for each row
+    if answers and not any(answers): raise ValueError(f"none of {len(answers)} questions has an accepted answer: grader {name} has nothing to compare with")
     if name=='numeric' and answers and not any(last_number(a) for row in answers for a in row):
         raise ValueError(f"grader numeric compares numbers, and none of the accepted answers of {len(answers)} questions is one: choose another")
 
@@ -39,6 +41,14 @@ def resolve_protocol(
     protocol = lookup(presets, preset, 'preset') | {k: v for k,v in overrides.items() if v is not None}
     lookup(graders, protocol['matcher'], 'grader'), lookup(decoding_modes, protocol['decoding'], 'decoding')
     return protocol
+
+def training_protocol(
+    args:dict, # `preset` and `dataset`, where they are known
+    dataset:str=None, # Another question set than that of `args`
+)->dict: # As from `resolve_protocol`
+    "The protocol of a training: its preset, with the grader that the question set names."
+    preset = args.get('preset', 'default')
+    return resolve_protocol(preset, matcher=default_grader(dataset or args.get('dataset'), preset))
 
 def prompt_limits(
     preset:str, # One of `presets`

@@ -137,6 +137,7 @@ def record_files(
 
 # %% ../../nbs/evaluation/00_records.ipynb #b38ae947
 def rematch(records, match): # The same replies, with `correct` computed by another matcher
+    if records and not any(r.answers for r in records): raise ValueError('these records hold no accepted answers to compare with: leave out --grader')
     return [r if r.failed else replace(r, correct=match(r.direct_output, r.answers)) for r in records]
 
 def outcome_of(correct)->str: return None if correct is None else 'correct' if correct else 'incorrect'
@@ -150,7 +151,7 @@ def regrade(
     "Replace the grades; a question without a reply stays failed, and an unknown outcome is None."
     def one(r, new):
         if r.failed: return r
-        grades = (r.grades or {was: outcome_of(r.correct)}) | {grader: new}
+        grades = {k: v for k,v in (r.grades or {was: outcome_of(r.correct)}).items() if k!=grader} | {grader: new} # The last one is that of `correct`
         return replace(r, correct=None if new is None else new=='correct', grades=grades)
     return [one(r, new) for r,new in zip(records, outcomes, strict=True)]
 

@@ -12,7 +12,7 @@ from torch import nn
 from fastcore.basics import patch
 from ..engines.prepack import Packed,PackedLinear
 from ..engines.llama import decoder_for
-from ..engines.hf import complete_batch,adaptive_batches,greedy,prefix_kind,cached_encoder
+from ..engines.hf import complete_batch,adaptive_batches,greedy,prefix_kind,cached_encoder,decoding,decoding_of
 from .noise import direction,parallel_map
 
 # %% ../../nbs/evolution/01_lowrank.ipynb #69d93b33
@@ -125,13 +125,15 @@ def lowrank_engine(
     run_in_batches = adaptive_batches(batch_size)
     def make_decoder(model): return decoder_for(model, lowrank_batch.assign_rows)
     def generate(members, prompts):
-        rows,words = encode_cached(prompts)
+        (rows,words),said = encode_cached(prompts),{}
         numbers = {m: i for i,m in enumerate(dict.fromkeys(members))}
         kinds = [(numbers[m], *prefix_kind(p)) for m,p in zip(members, prompts, strict=True)]
         def work(batch):
             mine = ([x[i] for i in batch] for x in (prompts, rows, kinds))
-            return complete_batch(lowrank_batch.model, tokenizer, *mine, words, sample_token, make_decoder, max_reasoning_tokens)
+            return complete_batch(lowrank_batch.model, tokenizer, *mine, words, decoding(prompts[batch[0]], sample_token), make_decoder, max_reasoning_tokens)
         with lowrank_batch.activate([*numbers]):
-            said = run_in_batches(work, sorted(range(len(prompts)), key=lambda i: (kinds[i][0], -len(rows[i][0]))))
+            for one in dict.fromkeys(map(decoding_of, prompts)):
+                same = [i for i,p in enumerate(prompts) if decoding_of(p)==one]
+                said |= run_in_batches(work, sorted(same, key=lambda i: (kinds[i][0], -len(rows[i][0]))))
         return [said[i] for i in range(len(prompts))]
     return generate

@@ -15,7 +15,7 @@ from typing import Callable
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning,mark
 from ..core.runs import append_lines,atomic_write,read_lines,write_json
 from ..evaluation.records import columns,load_records
-from ..evaluation.evaluate import evaluate_into
+from ..evaluation.evaluate import evaluate_into,is_record_of
 
 # %% ../../nbs/evolution/06_telemetry.ipynb #3623c497
 def member_result(
@@ -114,7 +114,11 @@ def measure(
 )->list: # `Record`s
     "Evaluate `rows`; what is already on disk is not evaluated again."
     def tidy(): [p.unlink() for p in path.parent.glob(f'.{path.stem}.*.jsonl') if group.is_main]
-    if group.broadcast(path.exists()): return tidy() or load_records(path)
+    if group.broadcast(path.exists()):
+        tidy()
+        found = load_records(path)
+        if len(found)!=len(rows) or not all(map(is_record_of, found, rows)): raise ValueError(f"{path} holds other questions or answers: name another --output_dir")
+        return found
     part = path.with_name(f'.{path.stem}.{group.rank}of{group.world_size}.jsonl')
     if group.tensor_parallel_size>1: part.unlink(missing_ok=True) # The processes of one model have to ask the same rows
     found = group.gather_results(evaluate_into(part, generate, rows[group.replica::group.n_replicas], claim, match, batch_size, progress))

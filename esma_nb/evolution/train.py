@@ -27,7 +27,7 @@ from ..engines.vllm import check_engine,launch_vllm,prepare_environment,stop_vll
 from ..evaluation.compare import forgetting_table
 from ..evaluation.records import load_records,scores
 from ..evaluation.evaluate import evaluate
-from ..evaluation.protocol import build_claim,resolve_protocol,protocol_diff,prompt_limits
+from ..evaluation.protocol import build_claim,resolve_protocol,training_protocol,protocol_diff,prompt_limits
 from ..integrations.hub import check_upload,publish
 from ..integrations.trackers import check_tracker
 from .telemetry import column_reward
@@ -97,7 +97,7 @@ def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first
 
 # %% ../../nbs/evolution/08_train.ipynb #5572839e
 may_change = ('num_iterations', 'parallel_members', 'batch_size', 'evaluate_interval', 'model_save_interval', 'keep_checkpoints',
-    'noise_cache_gb', 'device', 'gpu_memory_utilization', 'update', 'metric_for_best_model', 'early_stopping_patience', 'max_hours', 'log_with', 'push_to_hub')
+    'noise_cache_gb', 'device', 'gpu_memory_utilization', 'update', 'early_stopping_patience', 'max_hours', 'log_with', 'push_to_hub')
 
 def changeable(args:dict)->tuple: # Names of arguments that may differ when a run is resumed
     "In float32, with greedy decoding, every engine gives the same replies, so a run may go on with another one."
@@ -107,18 +107,20 @@ def changeable(args:dict)->tuple: # Names of arguments that may differ when a ru
 def prepare(args:dict, out:Path, group, log, task, dry_run=False): # A `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on two questions, and only then create its folder; `task` is from `claim_and_reward`."
     from esma_nb.evolution.trainer import ESTrainer
-    rows,eval_rows,counts = load_questions(args, clean=resolve_protocol(args['preset'])['clean'])
+    protocol = training_protocol(args)
+    rows,eval_rows,counts = load_questions(args, clean=protocol['clean'])
+    also = other_sets(args)
     wanted = args['num_data_per_iteration']
     if wanted>len(rows): raise ValueError(f"{wanted} questions an iteration, but {args['dataset']} has {len(rows)} to train on: "
         "lower --num_data_per_iteration")
     def claim_folder():
-        if group.is_main: open_run(out, args, changeable(args), counts=counts, protocol=resolve_protocol(args['preset']))
+        if group.is_main: open_run(out, args, changeable(args), counts=counts, protocol=protocol)
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
-    for r in rows+eval_rows: claim_prompts(task[0], r) # A question that cannot be asked is refused here
+    for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here
     if is_finished(out, args): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
     llm = start_engine(args) if args['engine']=='vllm' else None
-    run = ESTrainer(args, out, *load(args, group), rows, eval_rows, *task, group, log, also=other_sets(args), llm=llm)
+    run = ESTrainer(args, out, *load(args, group), rows, eval_rows, *task, group, log, also=also, llm=llm)
     encode(run.tokenizer, claim_prompts(run.claim, rows[0]))
     try_out(run, args['claim'])
     if dry_run: return log(estimate_cost(run))
@@ -152,7 +154,7 @@ def load(args:dict, group): # `(model, tokenizer)`
     from esma_nb.engines.models import load_model
     if args['device']=='map' and group.world_size>1:
         raise ValueError("--device map spreads a model over all accelerators: start one process")
-    return load_model(args['model'], 'float32', args['device'] if args['device']!='auto' else str(group.state.device))
+    return load_model(args['model'], 'float32', args['device'] if args['device']!='auto' or group.world_size==1 else str(group.state.device))
 
 def start_engine(args:dict): # A `vllm.LLM`; its processes are those of torchrun
     from esma_nb.engines.models import compute_dtype,pick_device

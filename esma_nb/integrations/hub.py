@@ -89,7 +89,8 @@ def model_card(
     if not (path := Path(run)/'summary.json').exists():
         raise ValueError(f"{run} has no summary.json: a card is written when the run is finished")
     about,found = read_json(Path(run)/'args.json'),read_json(path)
-    args,ends = redact_args(about['args']),{k: MetaScores(**found[k]) for k in ('before', 'after')}
+    done = {k: found[k] for k in ('num_iterations',) if k in found} # May have been raised
+    args,ends = redact_args(about['args'] | done),{k: MetaScores(**found[k]) for k in ('before', 'after')}
     model,dataset = code(args['model']),code(args['dataset'])
     versions = ', '.join(f'{k} {v}' for k,v in about['versions'].items() if v)
     head = safe_dump(metadata(dict(about['args'], lang=args['lang'])), sort_keys=False, allow_unicode=True)

@@ -49,10 +49,11 @@ def harness_question(doc): # The first of the usual fields, else the whole docum
     return str(next((doc[k] for k in ('question', 'query', 'problem', 'input', 'prompt') if k in doc), doc))
 
 def harness_answers(doc, target): # The aliases if the document has them, else the target
-    for value in (doc.get('answer'), doc.get('answers'), target):
+    is_index = 'choices' in doc and isinstance(doc.get('answer'), int)
+    for value in (target,) if is_index else (doc.get('answer'), doc.get('answers'), target):
         if isinstance(value, dict): value = value.get('aliases') or value.get('text') or value.get('value')
         if isinstance(value, (str, int, float)): value = [value]
-        if value: return [str(v) for v in value]
+        if value: return [str(v).rsplit('####', 1)[-1].strip() for v in value] # GSM8K: the number after its solution
     raise ValueError('no answer')
 
 # %% ../../nbs/integrations/02_logs.ipynb #72fa45f4

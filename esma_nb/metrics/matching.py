@@ -7,8 +7,8 @@ __all__ = ['common_words', 'prepositions', 'weekdays', 'item_number', 'suffix_pa
            'name_part', 'matchers', 'choice_lead', 'stated_letter', 'number', 'numeric_pattern', 'substring_match',
            'has_number', 'answer_variants', 'split_alternatives', 'neighbours', 'is_letter', 'bound_pairs', 'line_key',
            'answer_patterns', 'reply_words', 'may_follow', 'contains_run', 'long_names', 'initials_pattern',
-           'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words', 'exact_match', 'f1', 'choice_said',
-           'multiple_choice_match', 'last_number', 'numeric_match', 'first_line', 'multiline_share']
+           'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words', 'exact_match', 'f1', 'first_line',
+           'choice_said', 'multiple_choice_match', 'last_number', 'numeric_match', 'multiline_share']
 
 # %% ../../nbs/metrics/07_matching.ipynb #9f816347
 import re
@@ -205,11 +205,15 @@ def f1(
 
 # %% ../../nbs/metrics/07_matching.ipynb #87729796
 choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|choice|option|is|it|would|be)\b[\s:,*]*)+")
-stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:]|\W*\n)")
+stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:](?!\s*is (?:not|wrong|incorrect|false)\b)|(?<!I),(?!\s*[A-Z]\b)|\s+[-–—]\s|\s+(?:because|since|is (?:correct|right|true))\b|\W*\n)")
+
+def first_line(reply:str)->str: # `''` where there is none
+    "The first line of `reply` that is not empty."
+    return next((l.strip() for l in reply.splitlines() if l.strip()), '')
 
 def choice_said(reply:str)->str: # Without `The answer is`
     "What `reply` chooses: its first line that is not empty, without an introduction."
-    said = next((l.strip() for l in reply.splitlines() if l.strip()), '')
+    said = first_line(reply)
     return (choice_lead.sub('', said) or said).strip()
 
 def multiple_choice_match(
@@ -218,13 +222,13 @@ def multiple_choice_match(
 )->bool: # Is it right?
     "Whether `reply` gives the letter of the right option, or its whole text and no letter."
     said = choice_said(reply)
-    letters = {a for a in answers if re.fullmatch('[A-Z]', a)}
-    if letters and (m := stated_letter.match(said)): return m[1] in letters
-    return exact_match(said, [a for a in answers if a not in letters])
+    letter,texts = (answers[0],answers[1:]) if re.fullmatch('[A-Z]', answers[0]) else (None,answers)
+    if letter and (m := stated_letter.match(said)): return m[1]==letter
+    return exact_match(said, texts) or exact_match(first_line(reply), texts)
 
 # %% ../../nbs/metrics/07_matching.ipynb #0e0fa171
 number = r'\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+'
-numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?[$€£]?\s?({number})(?:\s?/\s?(\d+))?(?![\d])\s?(%|percent\b)?')
+numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?(?:[$€£]\s?)?({number})(?:\s?/\s?(\d+))?(?![\d])\s?(%|percent\b)?')
 
 def last_number(text:str)->tuple: # Its value as a fraction, and whether it is a percentage; `None` where there is no number
     "The last number of `text`, with its sign, thousands separators, fraction and percent sign."
@@ -246,10 +250,6 @@ def numeric_match(
 matchers |= dict(multiple_choice=multiple_choice_match, numeric=numeric_match)
 
 # %% ../../nbs/metrics/07_matching.ipynb #9a6c40ca
-def first_line(reply:str)->str: # `''` where there is none
-    "The first line of `reply` that is not empty."
-    return next((l.strip() for l in reply.splitlines() if l.strip()), '')
-
 def multiline_share(replies:list)->float: # From 0 to 1
     "Share of `replies` with text on more than one line."
     return sum(sum(bool(l.strip()) for l in r.splitlines()) > 1 for r in replies) / max(len(replies), 1)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['cardinals', 'ordinals', 'tens', 'scales', 'number_words', 'word_kinds', 'compound_words', 'number_pattern',
-           'digits_pattern', 'months', 'month_names', 'same_words', 'han', 'hangul', 'hiragana', 'katakana',
-           'southeast', 'indic', 'letter', 'tokens', 'token_pattern', 'marked_pattern', 'no_space_script', 'date',
-           'day', 'units', 'unit_names', 'unit_words', 'currencies', 'amounts', 'money', 'special_words', 'any_digit',
-           'missing_space', 'article', 'half_more', 'fraction', 'normalize_text', 'number_grammar', 'number_value',
-           'join_numbers', 'canonical', 'spell_date', 'spell_units', 'spell_money', 'fraction_value',
-           'normalized_words']
+           'digits_pattern', 'months', 'month_names', 'plural_adds_es', 'plural_adds_s', 'same_words', 'han', 'hangul',
+           'hiragana', 'katakana', 'southeast', 'indic', 'letter', 'tokens', 'token_pattern', 'marked_pattern',
+           'no_space_script', 'date', 'day', 'units', 'unit_names', 'unit_words', 'currencies', 'amounts', 'money',
+           'special_words', 'any_digit', 'missing_space', 'article', 'half_more', 'fraction', 'normalize_text',
+           'number_grammar', 'number_value', 'join_numbers', 'canonical', 'is_beside_month', 'spell_date',
+           'spell_units', 'spell_money', 'fraction_value', 'normalized_words']
 
 # %% ../../nbs/metrics/00_normalization.ipynb #da7961bb
 import re,unicodedata
@@ -92,6 +92,8 @@ def join_numbers(
 months = 'january february march april may june july august september october november december'.split()
 month_names = frozenset(months)
 _dashes = str.maketrans('−–', '--')
+plural_adds_es = re.compile('(?:ss|x|sh|ch|zz|tz|(?<![aeo])us|gas|lens|atlas|iris)es$') # Boxes and viruses, but horses, prizes and causes
+plural_adds_s = frozenset('movie cookie zombie selfie genie calorie brownie hoodie rookie prairie pie tie lie die necktie cache ache headache niche avalanche moustache axe'.split())
 same_words = number_words | {m[:3]: m for m in months} | dict(sept='september', feet='foot')
 
 @lru_cache(100_000)
@@ -102,7 +104,7 @@ def canonical(
     if word in same_words: return same_words[word]
     if not word[0].isalpha(): return re.sub(r'^(-?)\.', r'\g<1>0.', word.replace(',', '').translate(_dashes))
     if len(word) > 3 and word[-1] == 's' and word[-2:] not in ('ss', 'us', 'is'):
-        word = word[:-3]+'y' if word.endswith('ies') else word[:-2] if word.endswith(('ses', 'xes', 'zes', 'ches', 'shes')) else word[:-1]
+        word = word[:-1] if word[:-1] in plural_adds_s else word[:-3]+'y' if word.endswith('ies') else word[:-2] if plural_adds_es.search(word) else word[:-1]
     return word[:-2]+'er' if word.endswith(('metre', 'litre')) else word
 
 # %% ../../nbs/metrics/00_normalization.ipynb #d3085380
@@ -121,6 +123,10 @@ no_space_script = re.compile(f'[{han}{hiragana}{southeast}]')
 date = re.compile(r'(?<!\d)(?:(?P<y>\d{4})[-/.年년] ?(?P<m>\d\d?)[-/.月월] ?(?P<d>\d\d?)[日일]?|'
     r'(?P<a>\d\d?)(?P<mark>[-/.])(?P<b>\d\d?)(?P=mark)(?P<z>\d{4}))(?!\d)')
 day = re.compile(r'0?(\d\d?)(?:st|nd|rd|th)?')
+
+def is_beside_month(words, i)->bool: # Is the number at `i` of a day, as in `March 16th` and `16th of March`, and not as in `the 16th president, from March 1861`?
+    after = words[i+2:i+3] if words[i+1:i+2]==['of'] else words[i+1:i+2]
+    return not month_names.isdisjoint([*words[max(i-1, 0):i], *after])
 
 def spell_date(m:re.Match)->str: # As it was where it is no date, or may be 2
     "A date in digits with the name of its month."
@@ -181,5 +187,5 @@ def normalized_words(
     if special_words.isdisjoint(words): return [canonical(w) for w in words]
     if not compound_words.isdisjoint(words): words = join_numbers(marked_pattern.findall(text))
     words = [canonical(w) for w in words]
-    if not month_names.isdisjoint(words): words = [m[1] if (m := day.fullmatch(w)) else w for w in words]
+    if not month_names.isdisjoint(words): words = [m[1] if (m := day.fullmatch(w)) and is_beside_month(words, i) else w for i,w in enumerate(words)]
     return words if unit_words.isdisjoint(words) else spell_units(words)

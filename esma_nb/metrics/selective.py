@@ -24,7 +24,7 @@ def rejection_metrics(
         x0,y0 = (np.pad(v, pad)[...,:-1] for v in (x, y))
         area,e = ((x-x0)*(y+y0)/2).sum(-1),y[...,-1]
         kept = np.where((wrong <= risk*mass*(1+1e-6)) & (mass>0), x, 0).max(-1)
-        return dict(prr=(e/2-area)/(e/2-e**2/2), coverage=kept)
+        return dict(prr=np.where((e>0) & (e<1), (e/2-area)/(e/2-e**2/2), np.nan), coverage=kept)
 
 def prr(correct, score)->float: # 1 is perfect, 0 is chance, below 0 is worse; `None` without both right and wrong answers
     "Prediction-rejection ratio (Malinin and Gales 2021, appendix B)."

@@ -155,10 +155,11 @@ def check_base(
 ):
     "Refuse a base model whose tensors do not match the delta, or which is not the one it was made from."
     check_compatible(base.tensors, {n: base.tensors[n] for n in base.tensors.keys()-delta.tensors.keys()} | delta.tensors)
+    for n in base.tensors.keys()-delta.tensors.keys(): delta.tensors[n] = TensorInfo(base.tensors[n].shape, base.tensors[n].dtype, 0) # A converted file may lack what did not change
     if force: return
     own,want,name = sha256_weights(base),delta.metadata['base_sha256'],delta.metadata.get('base') or 'unknown'
     if own!=want: raise ValueError(f"{delta.path} was made from another base ({name}, sha256 {want[:12]}…, "
-        f"not {own[:12]}…): name that one, or use --force")
+        f"not {own[:12]}…): name that one, or, in esma_nb_patch, use --force")
 
 def iter_slices(
     delta:Delta,
@@ -171,7 +172,7 @@ def iter_slices(
     for at,b,mask,values in stored_values(delta, base, name):
         dense = b if replace else torch.zeros(len(b))
         if values is not None: dense = values if mask is None else dense.masked_scatter(torch.from_numpy(mask), values)
-        change = dense.float()-b.float() if replace else dense
+        change = dense.float()-b.float() if replace else dense.float()
         after = dense if scale==1 and replace else (b.float()+scale*change).to(b.dtype)
         yield at,b,after,change
 

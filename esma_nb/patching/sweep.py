@@ -13,7 +13,6 @@ from inspect import signature
 from pathlib import Path
 import numpy as np
 from fastcore.meta import delegates
-from ..metrics.matching import matchers
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,corrected,label,flag_meaning
 from ..core.cli import command
 from ..core.runs import lock_run,open_run,atomic_write
@@ -21,7 +20,7 @@ from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..engines.vllm import check_engine,forget_prefixes,launch_vllm,prepare_environment,vllm_engine,vllm_weights
 from ..evaluation.records import format_value,load_records,scores
-from ..evaluation.protocol import token_sampler,resolve_protocol,build_claim
+from ..evaluation.protocol import graders,token_sampler,training_protocol,build_claim
 from ..evaluation.evaluate import eval_model,evaluate_into,local_model
 from ..evaluation.compare import write_csv
 from ..reports.figures import ink,palette,picture,whiskers
@@ -191,7 +190,7 @@ def sweep(
     max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit
     **kwargs):
     "Evaluate a model with more and more of its changes applied; the same command again resumes an interrupted sweep."
-    todo,protocol = points_from_args(p, rules, seeds),resolve_protocol(kwargs['preset'])
+    todo,protocol = points_from_args(p, rules, seeds),training_protocol(kwargs)
     batch_size,device = kwargs.pop('batch_size'),kwargs.pop('device')
     args = dict(base=base, tuned=tuned, max_input_length=max_input_length, **kwargs)
     if args['engine']=='vllm': prepare_environment()
@@ -207,6 +206,6 @@ def sweep(
     print(f"{args['dataset']}: {describe(counts)}; {len(todo)} models; records in {out}")
     total = len(questions)
     def evaluate_point(path, done):
-        return evaluate_into(path, generate, questions, elicit, matchers[protocol['matcher']], batch_size, done)
+        return evaluate_into(path, generate, questions, elicit, graders[protocol['matcher']], batch_size, done)
     def work(update): return sweep_into(out, todo, before, delta, parameters, evaluate_point, total, update)
     return write_results(out, with_progress(work, out, len(todo)*total))

@@ -114,7 +114,7 @@ def failure_reasons(records:list)->list: # `(why, how many)`, the 3 most frequen
 def run_facts(run:Run)->dict: # `{what: text}`
     "Model, data, claim, protocol and counts of a run."
     args,counts = redact_args(run.about.get('args', {})),run.about.get('counts', {})
-    found = {k: args.get(k) for k in 'model dataset split lang claim preset matcher reward_type seed'.split()}
+    found = {k: args.get(k) for k in 'model dataset split lang claim preset grader reward_type seed'.split()}
     found |= dict(questions=describe(counts) if 'kept' in counts else None, iterations=len(run.lines) or None)
     found |= {k: protocol_diff(v) if k=='protocol' else v for k,v in run.about.items() if k not in ('args', 'counts', 'versions')}
     return {k.replace('_', ' '): str(v) for k,v in found.items() if v not in (None, '', [], {})}

@@ -61,11 +61,12 @@ def end_of_turn(
     chat:bool=True, # Inside the chat template?
 )->int: # A token id
     "The token that ends an assistant's reply."
-    if not chat: return tokenizer.eos_token_id
     said = [dict(role='user', content='?'), dict(role='assistant', content='(reply)')]
-    tail = tokenizer.apply_chat_template(said, tokenize=False).rpartition('(reply)')[2]
-    ids = tokenizer(tail, add_special_tokens=False)['input_ids'] if tail else []
-    return next((i for i in ids if tokenizer.decode([i]).strip()), tokenizer.eos_token_id)
+    _,found,tail = tokenizer.apply_chat_template(said, tokenize=False).rpartition('(reply)') if chat else ('', '', '')
+    ids = tokenizer(tail, add_special_tokens=False)['input_ids'] if found and tail else []
+    end = next((i for i in ids if tokenizer.decode([i]).strip()), tokenizer.eos_token_id)
+    if end is None: raise ValueError("the tokenizer of this model names no token that ends a reply: set its eos_token")
+    return end
 
 # %% ../../nbs/sft/00_examples.ipynb #a68349e6
 def tokenize_example(

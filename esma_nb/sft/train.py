@@ -16,7 +16,7 @@ from ..engines.encoding import encode
 from ..integrations.hub import check_upload
 from ..integrations.trackers import check_tracker
 from ..evolution.train import finish_run,load,load_questions,resolve
-from .examples import answer_and_claim_examples,answer_examples,claim_examples
+from .examples import answer_and_claim_examples,answer_examples,claim_examples,tokenize_example
 
 # %% ../../nbs/sft/03_train.ipynb #c3ade6c0
 common = dict(weight_decay=0., warmup_ratio=.1, max_grad_norm=1., batch_size=1)
@@ -49,13 +49,13 @@ def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, o
     "Load model and rows, try one question, and only then create the run folder."
     from esma_nb.sft.trainer import SFTTrainer
     rows,eval_rows,counts = load_questions(args)
-    def create_run_folder(): return open_run(out, args, may_change, counts=counts) if group.is_main else None
+    def create_run_folder(): return open_run(out, args, may_change, counts=counts, protocol=training_protocol(args)) if group.is_main else None
     if group.broadcast((out/'args.json').exists()): create_run_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{run_description(args)}; all of it in {out/'args.json'}")
     finished = (out/'summary.json').exists() and 'iterations' in read_json(out/'summary.json')
     if group.broadcast(finished): return log('this run is finished: name another --output_dir for another one')
     sft_trainer = SFTTrainer(args, out, *load(args, group), rows, eval_rows, make_examples, group, log)
-    encode(sft_trainer.tokenizer, [sft_trainer.claim.direct(rows[0]['question'])])
+    tokenize_example(sft_trainer.tokenizer, sft_trainer.claim.direct(rows[0]['question']), 'a')
     create_run_folder()
     group.barrier()
     return sft_trainer

@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from ..metrics.matching import matchers
 from ..core.runs import append_lines,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
 from ..engines.models import pick_dtype,stored_tensors
 from ..engines.hf import hf_engine
 from ..evaluation.records import scores
+from ..evaluation.protocol import graders,training_protocol
 from ..integrations.trackers import Tracker,tracker
 from ..evolution.es import fingerprint
 from ..evolution.checkpoint import StopRequested,defer_interrupts,prune_checkpoints
@@ -48,7 +48,7 @@ class SFTTrainer:
         a,device = self.args,self.model.device
         options = {k: a[k] for k in ('lang', 'max_new_tokens', 'chat')}
         self.claim,self.eval_claim = get_claim('meta', **options),get_claim('meta', **options, meta_chat=a['meta_chat'])
-        self.match,self.pairs = matchers['words'],self.make_examples(self.claim, a['lang'])
+        self.match,self.pairs = graders[training_protocol(a)['matcher']],self.make_examples(self.claim, a['lang'])
         self.model.requires_grad_(True)
         options = dict(lr=a['learning_rate'], weight_decay=a['weight_decay'])
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
@@ -63,7 +63,13 @@ class SFTTrainer:
 # %% ../../nbs/sft/02_trainer.ipynb #854af3a4
 @patch
 def check_interrupt(self:SFTTrainer, *_):
-    "Stop here if an interrupt was requested; called where the weights are consistent."
+    "Stop here if an interrupt was requested and there is only 1 process; called where the weights are consistent."
+    if self.stop and self.group.world_size==1: raise StopRequested
+
+@patch
+def sync_interrupt(self:SFTTrainer):
+    "Called between steps: stop all processes if an interrupt was requested in any of them."
+    self.stop[:] = self.group.all_gather(list(self.stop))
     if self.stop: raise StopRequested
 
 @patch
@@ -186,7 +192,7 @@ def train(self:SFTTrainer)->dict: # What `summary.json` holds; None in all proce
                     bar.set_postfix(loss=f"{m['loss']:.3f}", refresh=False)
                     bar.update()
                     self.save_and_evaluate(self.global_step)
-                    self.check_interrupt()
+                    self.sync_interrupt()
                 self.flush()
         except StopRequested:
             if self.global_step: self.save(self.out/'checkpoints'/f'iter{self.global_step:06d}', self.optimizer)

@@ -40,6 +40,7 @@ def read_percent(
     text = re.sub(r'(?<=[\d%])\s*[-–]\s*(?=\d)', ' to ', text) # A range has 2 numbers
     found = re.findall(r'(?<![\w.,-])\d+(?:[.,]\d{1,2})?(?![\w.,]*\d)', re.sub(r'(?:/| out of | of ) ?100\b', '%', text))
     values = {float(x.replace(',', '.'))/100 for x in found}
+    if re.search('[.,]', ''.join(found)) and max(values, default=1)<=.01 and not re.search('%|percent', text): return None # 0.9 may be a probability
     return values.pop() if len(values)==1 and max(values)<=1 else None
 
 # %% ../../nbs/signals/02_elicit.ipynb #02002fbb

@@ -46,6 +46,8 @@ def tracking(
     if not all(len(np.unique(v))>1 for v in (c, y, k)):
         return Tracking(len(rows), None, None, None, None, 'needs right and wrong answers, and more than one confidence and consistency')
     x = np.stack([(c-c.mean())/c.std(), (k-k.mean())/k.std(), np.ones(len(c))], 1)
+    fewest = [min(np.unique(c, return_counts=True)[1]), len(k)-max(np.unique(k, return_counts=True)[1])] # HC3 divides by 0 where one row decides a coefficient
+    if min(fewest)<2 or np.linalg.matrix_rank(x)<3: return Tracking(len(rows), None, None, None, None, 'needs 2 right and 2 wrong answers, and a consistency that varies apart from them')
     w,cov = hc3(x, normal_scores(y))
     half = NormalDist().inv_cdf(.975)*np.diag(cov)**.5
     (a,b),(ci_a,ci_b) = w[:2].tolist(),[[float(v-h), float(v+h)] for v,h in zip(w[:2], half)]
