@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['titles', 'time_interleaved', 'with_roofline', 'table', 'plot_phases', 'check_figure_path', 'machine',
-           'build_baselines', 'prompts_of', 'known_baselines', 'print_result', 'bench_evaluation', 'bench']
+           'build_baselines', 'prompts_of', 'known_baselines', 'print_result', 'print_peaks', 'bench_evaluation',
+           'bench']
 
 # %% ../../nbs/bench/03_bench.ipynb #2319612a
 import gc,platform
@@ -138,20 +139,26 @@ def known_baselines(baselines)->list: # All names of `titles`, or those given
 def print_result(about): # Machine, table and limits
     print(f"\n{about['machine']}\n{about['population_size']} members, {about['num_data_per_iteration']} questions\n")
     print(f"{table(about['baselines'])}\n")
-    for d,l in about['peaks'].items():
-        print(f"{d}: {l['flops']/1e9:.0f} GFLOP/s in a matrix product, {l['bandwidth']/1e9:.0f} GB/s in a copy")
+    print_peaks(about['peaks'])
+
+def print_peaks(peaks): # The limits of the machine
+    for d,l in peaks.items(): print(f"{d}: {l['flops']/1e9:.0f} GFLOP/s in a matrix product, {l['bandwidth']/1e9:.0f} GB/s in a copy")
 
 def bench_evaluation(model, dataset, split, data_dir, num_samples, batch_size, dtype, device, path)->dict: # What is written to `path`
     from esma_nb.datasets.registry import load_rows
     from esma_nb.engines.models import compute_dtype,pick_device
+    import torch
     from esma_nb.bench.evaluation import evaluation_table,implementations,time_evaluations
+    from esma_nb.bench.roofline import machine_peaks
     rows = load_rows(dataset, split, data_dir=data_dir, num_samples=num_samples)[0]
     torch_device = pick_device(device)
     dtype = compute_dtype(dtype, torch_device)
+    peaks = {dtype: machine_peaks(torch_device, getattr(torch, dtype))}
     found = time_evaluations(implementations(model, dtype, torch_device, batch_size), rows, batch_size, torch_device)
-    about = provenance() | dict(machine=machine(torch_device), model=model, dataset=dataset, num_samples=len(rows), batch_size=batch_size, dtype=dtype, evaluation=found)
+    about = provenance() | dict(machine=machine(torch_device), model=model, dataset=dataset, num_samples=len(rows), batch_size=batch_size, dtype=dtype, peaks=peaks, evaluation=found)
     if path: write_json(path, about)
-    print(f"\n{about['machine']}\n{len(rows)} questions in batches of {batch_size}, {dtype}\n\n{evaluation_table(found)}")
+    print(f"\n{about['machine']}\n{len(rows)} questions in batches of {batch_size}, {dtype}\n\n{evaluation_table(found)}\n")
+    print_peaks(peaks)
     return about
 
 # %% ../../nbs/bench/03_bench.ipynb #9868c9cf

@@ -12,7 +12,7 @@ from ..prompts.templates import language
 from ..core.cli import command
 from ..core.runs import open_run,read_json
 from ..datasets.rows import describe
-from ..engines.encoding import encode
+from ..evaluation.protocol import training_protocol
 from ..integrations.hub import check_upload
 from ..integrations.trackers import check_tracker
 from ..evolution.train import finish_run,load,load_questions,resolve
