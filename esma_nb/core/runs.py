@@ -36,7 +36,7 @@ def atomic_write(
         os.replace(draft, path)
         flush_to_disk(path.parent, recursive=False)
     except OSError as e:
-        if e.strerror is None or isinstance(e, (ConnectionError, TimeoutError)): raise # Another error in the block, or one that is explained already
+        if str(e).startswith('could not write') or isinstance(e, (ConnectionError, TimeoutError)): raise # Explained already, or not about the disk
         raise write_error(path, e) from e
     finally: delete_path(draft)
 
