@@ -86,7 +86,8 @@ def judge(
         reply = await remote.complete(client, asked)
         billed = [reply.prompt_tokens, reply.n_tokens]
         verdict = None if reply.failed else parse_verdict(reply.text)
-        append_lines(path, [dict(key=key, verdict=verdict, said=reply.text, failed=reply.failed, billed=billed, tries=reply.tries, model=remote.model)])
+        failed = reply.failed and reply.failed.replace('--max_reasoning_tokens', '--judge_max_reasoning_tokens')
+        append_lines(path, [dict(key=key, verdict=verdict, said=reply.text, failed=failed, billed=billed, tries=reply.tries, model=remote.model)])
         spent += cost(price, billed)
         del reserved[key]
     if todo: remote.run_jobs(affordable(), work)
@@ -101,10 +102,11 @@ class Judge:
         judge_url:str='https://api.openai.com/v1', # For grader judge: its server
         judge_key_env:str='OPENAI_API_KEY', # For grader judge: environment variable with its API key; `none` to send no key
         judge_price:str=None, # For grader judge: dollars per million tokens in and out
+        judge_max_reasoning_tokens:int=0, # For grader judge: tokens beyond the 16 of its answer, for a model that reasons first, such as 1024
     ):
         if not judge_model: raise ValueError('which judge? Name its model with --judge_model, and its server with --judge_url')
         self.path,self.price = path,parse_price(judge_price, judge_model)
-        self.remote = APIEngine(judge_model, judge_url, api_key_from(judge_key_env, judge_url))
+        self.remote = APIEngine(judge_model, judge_url, api_key_from(judge_key_env, judge_url), max_reasoning_tokens=judge_max_reasoning_tokens)
 
     def __call__(self, cases)->list:
         verdicts,lines = judge(self.path, self.remote, cases, self.price),read_lines(self.path)

@@ -189,10 +189,12 @@ def estimate_cost(run)->str: # Text for the terminal
         "nothing was written; without --dry_run the run starts")
 
 def estimated_memory(run)->float: # Bytes
-    "Memory for master weights, working copy, optimizer state and cached noise."
+    "Memory for master weights, the working copies of parallel members, optimizer state and cached noise; vLLM's own is not in it."
+    from esma_nb.engines.models import compute_dtype
     a,weights = run.args,sum(w.nbytes for w in run.master.weights.values())
     copies,cache = dict(sgd=0, momentum=1, adam=2)[a['optimizer']] + bool(a['weight_decay']),a['noise_cache_gb']*1e9
-    return weights*(1+copies) + sum(p.nbytes for p in run.model.parameters()) + min(cache, weights if cache>=weights else 0)
+    working = 0 if run.llm else len(run.replicas) * (.5 if compute_dtype(a['dtype'], run.model.device)=='bfloat16' else 1)
+    return weights*(1+copies+working) + min(cache, weights if cache>=weights else 0)
 
 def format_results(out:Path, result:dict)->str: # The last lines of the command
     def scored(k, name): return replace(scores(load_records(out/'records'/f'{name}.jsonl')), reward=result[k].get('reward'))
