@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
+import evidence
 from evidence import found,home,planned,ways
 from esma_nb.evaluation.records import load_records
 
@@ -53,3 +54,27 @@ def test_all_runs_of_the_miniature_are_there_and_their_scores_fit_their_counts()
 def dprime(yr, nr, yw, nw): # Log-linear, written down once more
     z = NormalDist().inv_cdf
     return z((yr+.5)/(yr+nr+1)) - z((yw+.5)/(yw+nw+1))
+
+def test_arms_are_compared_with_base(tmp_path, monkeypatch):
+    "2 made-up arms with 3 seeds: `auroc` knows its right answers by its log-odds, and `sft-meta` is base again."
+    monkeypatch.setattr(evidence, 'home', tmp_path)
+    (tmp_path/'smollm2').symlink_to(home/'smollm2')
+    def put(run, name, lines):
+        (tmp_path/'evidence'/run/'records').mkdir(parents=True, exist_ok=True)
+        (tmp_path/'evidence'/run/'records'/f'{name}.jsonl').write_text(''.join(json.dumps(l)+'\n' for l in lines))
+        (tmp_path/'evidence'/run/'summary.json').write_text('{}')
+    base = {s: [json.loads(l) for l in (home/'evidence'/f'base-{s}'/'records'/'meta.jsonl').open()] for s in evidence.sets}
+    def informed(lines): return [l | (dict(log_odds=l['log_odds'] + 5*l['correct']) if l.get('log_odds') is not None else {}) for l in lines]
+    for s,lines in base.items():
+        put(f'base-{s}', 'meta', lines)
+        for seed in evidence.seeds: put(f'auroc-{seed}-{s}', 'meta', informed(lines)), put(f'sft-meta-{seed}-{s}', 'meta', lines)
+    for seed in evidence.seeds:
+        for arm in ('auroc', 'sft-meta'): put(f'{arm}-{seed}', 'before', base['nq_open'][:240]), put(f'{arm}-{seed}', 'iter000040', base['nq_open'][:240])
+    rows = {(r['arm'], r['outcome']): r for r in evidence.arm_rows()}
+    better,same = rows['auroc', 'auroc'],rows['sft-meta', 'auroc']
+    assert better['ci'][0]>.2 and better['corrected_ci'][0]<better['ci'][0] and same['mean']==0 and len(same['each'])==3
+    assert all(rows[a, k]['mean']==0 for a in ('auroc', 'sft-meta') for k in ('accuracy', 'yes_rate', 'readable', 'alignment'))
+    assert ('auroc', 'd_prime_less_threshold') not in rows and rows['sft-meta', 'd_prime_less_threshold']['flags']
+    changed = evidence.heldout_rows()
+    assert len(changed)==6 and all(c['heldout']['n']==240 and c['answers']['nq_open']['gained']==0 for c in changed)
+    assert evidence.of_noise() is None
