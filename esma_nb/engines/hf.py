@@ -176,11 +176,11 @@ def cached_encoder(model, tokenizer, max_input_length, enable_thinking=False, ma
     "A cached tokenizer: from prompts to `(ids, truncated, opened)` each, and the ids of yes and no by language."
     known,words,context = {},{},context or context_length(model)
     def encoded(p):
-        room = context-p.max_new_tokens-max_reasoning_tokens if context else None
+        longest = context-p.max_new_tokens-max_reasoning_tokens if context else None
         if max_input_length is not None and max_input_length<16: raise ValueError(f"--max_input_length {max_input_length} is too short for a prompt: give 16 or more")
-        if room is not None and room<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt: "
+        if longest is not None and longest<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt: "
             f"lower --max_reasoning_tokens ({max_reasoning_tokens}) or --max_new_tokens ({p.max_new_tokens})")
-        ids,truncated = encode_prompt(tokenizer, p, min((n for n in (max_input_length, room) if n is not None), default=None), enable_thinking)
+        ids,truncated = encode_prompt(tokenizer, p, min((n for n in (max_input_length, longest) if n is not None), default=None), enable_thinking)
         return ids,truncated,opens_reasoning(tokenizer, ids)
     def encode_cached(prompts):
         nonlocal known

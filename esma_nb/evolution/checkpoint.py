@@ -52,7 +52,7 @@ def replay(
 ):
     "Repeat the steps of a journal; a ValueError where a recorded hash of the weights is not reached."
     for line in lines:
-        if (made := line.get('device', here := device_type(master)))!=here: raise ValueError(f"iteration {line['iteration']} was made on {made}, whose noise {here} does not have: give --device {made}")
+        if (recorded := line.get('device', here := device_type(master)))!=here: raise ValueError(f"iteration {line['iteration']} was computed on {recorded}, which has other noise than {here}: give --device {recorded}")
         members = [(tuple(key), sign) for key,sign in line['members']]
         master.update(members, line['coefficients'], line.get('alpha', 1.), line['iteration'])
         if 'model_sha256' in line and line['model_sha256']!=sha256_master(master):
