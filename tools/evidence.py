@@ -24,10 +24,10 @@ from esma_nb.evaluation.records import columns,load_records,record_files,scores
 
 home = Path(__file__).parents[1]/'runs'
 seeds,sets = (1, 2, 3),('trivia_qa', 'nq_open', 'web_questions')
-es = '--num_val_samples 240 --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 40 --model_save_interval 5'
+es = '--dtype float32 --num_val_samples 240 --alpha 2e-3 --population_size 8 --num_data_per_iteration 32 --num_iterations 40 --model_save_interval 5'
 arms = { # Name: start, and the command from there
     'auroc': ('smollm2', f'train {es} --reward_type auroc'),
-    'sft-meta': ('smollm2', 'sft_meta --num_val_samples 240 --num_epochs 1 --learning_rate 2e-6 --model_save_interval 100'),
+    'sft-meta': ('smollm2', 'sft_meta --dtype float32 --num_val_samples 240 --num_epochs 1 --learning_rate 2e-6 --model_save_interval 100'),
     'balanced': ('sft-meta-{seed}', f'train {es} --reward_type balanced'),
     'auroc-rademacher': ('smollm2', f'train {es} --reward_type auroc --noise rademacher')}
 ways = {'esma': 'train', 'lowrank': 'train --perturbation lowrank', 'rademacher': 'train --noise rademacher',
@@ -43,7 +43,7 @@ def pool(out:Path, data:Path)->Path: # The questions of PLAN.md, with their word
     return path
 
 def evaluations(name:str, model:str, data:Path): # (name, command) of the three sets
-    for s in sets: yield f'{name}-{s}',f'eval --model {model} --dtype bfloat16 --dataset {s} --data_dir {data/s} --num_samples 1000'
+    for s in sets: yield f'{name}-{s}',f'eval --model {model} --dtype float32 --dataset {s} --data_dir {data/s} --num_samples 1000'
 
 def planned(out:Path, data:Path): # Names and commands, in the order of the plan
     yield from evaluations('base', 'smollm2', data)
