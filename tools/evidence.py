@@ -1,12 +1,13 @@
 """The runs of runs/PLAN.md, made one after the other and resumed where they stopped; what stays is in runs/evidence, without the words of the questions.
 
     ESMA_NB_DATA=data python tools/evidence.py run OUT [HOURS] [NAME...]    make what is missing of the runs whose names begin with one of NAME (all)
+    python tools/evidence.py pause OUT                                      put the journals of unfinished runs into runs/evidence/unfinished, from which `run` goes on in another OUT
     python tools/evidence.py replay OUT                                     compute one run of each way of the miniature again from its journal, and compare the sha256
     python tools/evidence.py tables                                         the outcomes that the plan names, of the runs that are there, and runs/evidence/tables.json
 
 Processes with different NAMEs may run at the same time in one OUT.
 """
-import os,subprocess,sys,time
+import os,shutil,subprocess,sys,time
 from pathlib import Path
 from bare_records import strip
 from half_known import half_known
@@ -63,10 +64,22 @@ def run(out:str, hours:str='1e9', *names):
     for name,command in planned(out, Path(os.environ['ESMA_NB_DATA']).resolve()):
         if names and not name.startswith(names) or (home/'evidence'/name/'summary.json').exists(): continue
         if time.time()>end: return print(f'{name}: no time left')
+        if (left := home/'evidence'/'unfinished'/name).exists() and not (out/name).exists(): shutil.copytree(left, out/name)
         command = f'esma_nb_{command} --output_dir {name}'
         print(command, flush=True)
         if subprocess.run(command.split(), cwd=out).returncode: print(f'{name} failed; the next start tries it again', flush=True)
-        else: keep(out/name, home/'evidence'/name)
+        else:
+            keep(out/name, home/'evidence'/name)
+            shutil.rmtree(left, ignore_errors=True)
+
+def pause(out:str): # A journal is enough to go on from: the weights are made again from the base model
+    for journal in Path(out).glob('*/journal.jsonl'):
+        run = journal.parent
+        if (home/'evidence'/run.name/'summary.json').exists(): continue
+        with atomic_write(home/'evidence'/'unfinished'/run.name) as draft:
+            draft.mkdir()
+            for name in ('args.json', 'journal.jsonl', 'metrics.jsonl'): (draft/name).write_bytes((run/name).read_bytes())
+        print(f"{run.name}: {len(read_lines(journal))} iterations")
 
 def keep(run:Path, out:Path): # Of a real model the records without words; of the miniature, which any machine computes again from the journal, the held-out scores by iteration
     if not run.name.startswith('demo-'): return strip(run, out)
@@ -195,4 +208,4 @@ def replay(out:str, seed:str='0'): # Exit status 1 where a sha256 is another
     (home/'evidence'/'replay.txt').write_text('\n'.join(lines)+'\n', encoding='utf-8')
     sys.exit(any('ANOTHER' in l for l in lines))
 
-if __name__=='__main__': dict(run=run, replay=replay, tables=tables)[sys.argv[1]](*sys.argv[2:])
+if __name__=='__main__': dict(run=run, pause=pause, replay=replay, tables=tables)[sys.argv[1]](*sys.argv[2:])
