@@ -148,8 +148,9 @@ def confidence_scores(
 
 # %% ../../nbs/metrics/03_calibration.ipynb #6b73a891
 def confidence_intervals(v:dict, right, pooled:dict, drawn:dict)->dict:
-    "The 95 % interval of each metric that is defined, by the method that suits it."
+    "The 95 % interval of each metric that is defined, by the method that suits it; `None` where resampling cannot give one."
     rarer = int(min(right.sum(), (~right).sum()))
+    undefined = () if rarer else ('ece', 'brier', 'brier_reliability', 'brier_resolution') # Resampling never draws the other outcome
     few,std,ci = rarer if rarer>1 else len(right),{k: drawn[k].std() for k in v},dict.fromkeys(v)
     for k,n in dict(auroc=rarer, gamma=rarer, aurc=few, brier=few).items():
         if v[k] is not None: ci[k] = logit_interval(v[k], std[k], n, low=-1 if k=='gamma' else 0)
@@ -159,4 +160,4 @@ def confidence_intervals(v:dict, right, pooled:dict, drawn:dict)->dict:
     low,high = wilson(int(right.sum()), len(right))
     ends = low*(1-low),high*(1-high)
     ci['brier_uncertainty'] = [min(ends), .25 if low<=.5<=high else max(ends)]
-    return {f'{k}_ci': x for k,x in ci.items()}
+    return {f'{k}_ci': None if k in undefined else x for k,x in ci.items()}

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['common_words', 'prepositions', 'weekdays', 'item_number', 'suffix_pattern', 'particle_pattern', 'long_name',
-           'name_part', 'matchers', 'choice_lead', 'stated_letter', 'number', 'numeric_pattern', 'substring_match',
-           'has_number', 'answer_variants', 'split_alternatives', 'neighbours', 'is_letter', 'bound_pairs', 'line_key',
-           'answer_patterns', 'reply_words', 'may_follow', 'contains_run', 'long_names', 'initials_pattern',
-           'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words', 'exact_match', 'f1', 'first_line',
-           'choice_said', 'multiple_choice_match', 'last_number', 'numeric_match', 'multiline_share']
+           'name_part', 'matchers', 'choice_lead', 'boxed', 'stated_letter', 'number', 'numeric_pattern',
+           'substring_match', 'has_number', 'answer_variants', 'split_alternatives', 'neighbours', 'is_letter',
+           'bound_pairs', 'line_key', 'answer_patterns', 'reply_words', 'may_follow', 'contains_run', 'long_names',
+           'initials_pattern', 'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words', 'exact_match',
+           'f1', 'first_line', 'choice_said', 'multiple_choice_match', 'last_number', 'numeric_match',
+           'multiline_share']
 
 # %% ../../nbs/metrics/07_matching.ipynb #9f816347
 import re
@@ -204,17 +205,19 @@ def f1(
     return max((overlap(Counter(squad_words(a))) for a in answers), default=0.)
 
 # %% ../../nbs/metrics/07_matching.ipynb #87729796
-choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|choice|option|is|it|would|be)\b[\s:,*]*)+")
+choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|choice|option|is|it|would|be|that"
+    r"|i(?: would| will|['’]d|['’]ll)? (?:think|believe|guess|say|choose|pick))\b[\s:,*]*)+")
+boxed = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
 stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:](?!\s*is (?:not|wrong|incorrect|false)\b)|(?<!I),(?!\s*[A-Z]\b)|\s+[-–—]\s|\s+(?:because|since|is (?:correct|right|true))\b|\W*\n)")
 
 def first_line(reply:str)->str: # `''` where there is none
     "The first line of `reply` that is not empty."
     return next((l.strip() for l in reply.splitlines() if l.strip()), '')
 
-def choice_said(reply:str)->str: # Without `The answer is`
-    "What `reply` chooses: its first line that is not empty, without an introduction."
-    said = first_line(reply)
-    return (choice_lead.sub('', said) or said).strip()
+def choice_said(reply:str)->str: # Without `The answer is` and LaTeX
+    "What `reply` chooses: its last `\\boxed{}`, or its first line that is not empty and no introduction."
+    reply = re.sub(r'\\[a-z]+', '', (boxed.findall(reply) or [reply])[-1])
+    return first_line(choice_lead.sub('', reply)) or first_line(reply)
 
 def multiple_choice_match(
     reply:str, # Of the model
@@ -222,7 +225,7 @@ def multiple_choice_match(
 )->bool: # Is it right?
     "Whether `reply` gives the letter of the right option, or its whole text and no letter."
     said = choice_said(reply)
-    letter,texts = (answers[0],answers[1:]) if re.fullmatch('[A-Z]', answers[0]) else (None,answers)
+    letter,texts = (answers[0],answers[1:]) if answers and re.fullmatch('[A-Z]', answers[0]) else (None,answers)
     if letter and (m := stated_letter.match(said)): return m[1]==letter
     return exact_match(said, texts) or exact_match(first_line(reply), texts)
 
@@ -241,11 +244,12 @@ def numeric_match(
     reply:str, # Of the model
     answers:list, # Accepted numbers, as texts
 )->bool: # Is it right?
-    "Whether the last number of `reply` equals one of `answers`; 50 % is also 0.5, and 50 where the answer has no percent sign."
+    "Whether the last number of `reply` equals one of `answers`; 50 % is also 0.5 and 50 where the other number has no percent sign."
     said = last_number(reply)
     if said is None: return False
     def values(n): return {n[0], n[0]/100} if n[1] else {n[0]}
-    return any(bool(values(said) & values(gold)) for a in answers if (gold := last_number(a)))
+    def same(a, b): return a==b if a[1]==b[1] else bool(values(a) & values(b))
+    return any(same(said, gold) for a in answers if (gold := last_number(a)))
 
 matchers |= dict(multiple_choice=multiple_choice_match, numeric=numeric_match)
 

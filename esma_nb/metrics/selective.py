@@ -47,7 +47,7 @@ def selective_scores(
     risk:float=.1, # For `coverage`, from 0 to 1
     draws:int=2000, seed:int=0, # As for `bootstrap_weights`
 )->dict: # `n`, and `{name: value, name_ci: [low, high]}` for `selective_metrics`; `None` where not defined
-    "The metrics of selective prediction, with 95 % intervals."
+    "The metrics of selective prediction, with 95 % intervals where resampling gives one."
     if not 0<=risk<=1: raise ValueError(f"risk is {risk}: give a share of wrong answers from 0 to 1")
     right,score = valid_rows(correct, score, 'score')
     if probability and ((score<0) | (score>1)).any(): raise ValueError('a probability is from 0 to 1: this score has other values')
@@ -65,7 +65,7 @@ def _rejection_scores(right, score, risk, draws, seed)->dict: # `prr` and `cover
     drawn = bootstrap(lambda w: rejection_metrics(w, risk), pool, draws, seed)
     few = int(min(right.sum(), (~right).sum()))
     prr_ci = None if value['prr'] is None else logit_interval(value['prr'], drawn['prr'].std(), few, low=-1)
-    return value | dict(prr_ci=prr_ci, coverage_ci=percentile_interval(drawn['coverage'], value['coverage']))
+    return value | dict(prr_ci=prr_ci, coverage_ci=percentile_interval(drawn['coverage'], value['coverage']) if few else None)
 
 # %% ../../nbs/metrics/05_selective.ipynb #46e2c1e5
 def selective_table(
@@ -75,7 +75,8 @@ def selective_table(
     risk:float=.1, # For `coverage`, from 0 to 1
 )->str: # Markdown that is aligned in a terminal too
     "One line for each score, with the metrics of `selective_scores`."
-    def cell(v, k): return '–' if v[k] is None else f'{v[k]+0:.3f} [{v[f"{k}_ci"][0]+0:.3f}, {v[f"{k}_ci"][1]+0:.3f}]'
+    def interval(ci): return f' [{ci[0]+0:.3f}, {ci[1]+0:.3f}]' if ci else ''
+    def cell(v, k): return '–' if v[k] is None else f'{v[k]+0:.3f}' + interval(v[f'{k}_ci'])
     found = {name: selective_scores(correct, s, name in probabilities, risk) for name,s in scores.items()}
     title = [f'coverage at risk {risk:g}' if k=='coverage' else k for k in selective_metrics]
     lines = [['', 'n', *title]] + [[name, str(v['n']), *(cell(v, k) for k in selective_metrics)] for name,v in found.items()]

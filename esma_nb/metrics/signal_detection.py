@@ -16,7 +16,7 @@ from .intervals import percentile_interval, as_float, bootstrap, z, z95
 
 # %% ../../nbs/metrics/02_signal_detection.ipynb #89bd4f32
 def check_bits(values, name:str)->list: # True, False or None; anything else is an error
-    values = list(values)
+    values = [None if type(v).__name__=='NAType' else v for v in values] # NA of pandas
     odd = [v for v in values if v is not None and v not in (0, 1)]
     if odd: raise ValueError(f"{name} holds {odd[0]!r}: a bit is True, False, or None for unknown")
     return [v if v is None else bool(v) for v in values]

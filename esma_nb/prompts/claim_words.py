@@ -48,7 +48,7 @@ english = ClaimWords(
         r'|we are)(?: (?!not)\w+)? (?:sure|certain|confident)|i (?:can'
         r'|am able to) (?:(?!not)\w+ )?(?:answer|tell you)|(?:im|i am)(?: (?!not)\w+)? (?:aware|familiar)'
         '|i (?:have the answer|remember|recall)|(?:100 ?%|very|quite|completely|totally) (?:sure|certain)',
-    denies='i no longer know|not that i know of|i know not|(?:know|knew) (?:nothing|very little|so little)|i mean no|(?:cant|cannot) answer|(?:(?:i|we|you) )?(?:really )?(?:dont|do not|didnt|did not|cannot|cant|can not|couldnt|could not'
+    denies=r'i no longer know|not that i know(?: of)?|i know not|(?:know|knew) (?:nothing|very little|so little)|i mean no|(?:cant|cannot) answer|(?:dont|do not|cant|cannot|can not|couldnt|could not|wouldnt|would not) (?:say|claim|pretend|think|believe)(?: that)? (?:i|we)(?: \w+)? (?:know|recall|remember)|(?:(?:i|we|you) )?(?:really )?(?:dont|do not|didnt|did not|cannot|cant|can not|couldnt|could not'
         r'|wouldnt|never|havent|have not|hardly|barely|no longer)(?: \w+){0,2} (?:know|recall|remember'
         '|answer (?:this|that|the|it|your)|think so|say for (?:sure|certain)|be (?:sure|certain)|heard of'
         r'|got (?:a|any) (?:clue|idea)|determine|confirm)|i (?:dont|do not|cant|cannot)(?=\W*$)|(?:im'
@@ -60,7 +60,7 @@ english = ClaimWords(
         '|foggiest)|a) (?:idea|clue)|dunno|idk|i (?:know nothing|lack)|unable to|beats me',
     hedges='maybe|perhaps|probably|possibly|most likely|i (?:guess|suppose)|i (?:think|believe|assume) (?:so'
         r'|yes|i|we)|(?:pretty|fairly|almost|somewhat|kind of|sort of)|(?:but|except|i don)(?=\W*$)',
-    neither=r'no\.? ?\d+|no (?:doubt|problem|comment|worries|matter|one(?! (?:really )?knows)|man|wonder)|yes (?:is|was|means'
+    neither=r'(?:nobody|no one|none|any(?:body|one)|some(?:body|one)|every(?:body|one)|people) (?:that |who )?(?:i|we) know|no\.? ?\d+|no (?:doubt|problem|comment|worries|matter|one(?! (?:really )?knows)|man|wonder)|yes (?:is|was|means'
         '|m[ae]n|minister)|as far as i know|(?:let|lets) (?:me|us|you) know|you(?: do not| dont)? know'
         '|you are (?:not )?(?:sure|certain)|not yes|not no|not un(?:sure|certain)|(?:dont|do not) have (?:any|a) doubts?'
         r'|(?:dont|do not|cant|cannot|can not|wont|never|nothing)(?: (?:i|we|be|say|said|claim|pretend|think|that|to)){0,4} (?:not|dont|do not|didnt|cant|cannot)(?: \w+)? (?:know|recall|remember)',

@@ -44,9 +44,14 @@ def same_words(
     question:str, # Its words do not count
     match=word_match, # From a reply and a list of accepted answers to True if it is right
 ): # A function from 2 answers to True if they mean the same
-    "`mutual` of what is new in 2 answers to `question`."
+    "`mutual` of what is new in 2 answers to `question`; of the whole answers where each repeats a word of it that the other lacks."
     agree,words = mutual(match),cache(partial(new_words, question=question))
-    return lambda a, b: agree(words(a), words(b))
+    asked = {*normalized_words(question)} - {*common_words, *_sentence_words}
+    repeated = cache(lambda answer: asked & {*normalized_words(answer)})
+    def same(a, b):
+        p,q = repeated(a),repeated(b)
+        return agree(a, b) if p-q and q-p else agree(words(a), words(b))
+    return same
 
 # %% ../../nbs/signals/01_sampling.ipynb #80d20863
 def cluster(
