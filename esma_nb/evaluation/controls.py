@@ -135,10 +135,10 @@ def evaluate_control(name, found, lead, good, bad)->Control:
     return Control(name, found, d.ci[0]>0, good if d.ci[0]>0 else bad)
 
 def swap_answers(name, rows, records, lead)->Control:
-    "The claims of this model, scored with the answers of another."
+    "The claims of this run, scored with the answers of another."
     theirs = columns(records)['correct']
-    c = evaluate_control(f'answers of {name}', differences(dict(rows, correct=theirs), rows), lead,
-        'its claims predict its own answers better', 'its claims may predict those as well: they may be about difficulty')
+    c = evaluate_control(name, differences(dict(rows, correct=theirs), rows), lead,
+        'its claims predict its answers better than those', 'its claims may predict those as well: they may be about difficulty')
     kappa = grader_agreement(rows['correct'], theirs)['kappa']
     same = 1. if kappa is None else kappa # None: both know all, or both nothing
     if c.passed is False and same>.8: c.passed,c.says = None,f'undecided: both know the same (kappa {same:.2f})'
@@ -159,9 +159,13 @@ def controls(
     meta_prompts:dict={}, # Runs of the same model under other prompts, joined too
     reversed:list=None, # Its run under the reversed prompt
     seed:int=0, # For shuffles and folds
+    own:dict={}, # Other runs of the same model, by name, such as itself before training; joined too
 )->list: # A `Control` each
     "Compare a run with every control that its inputs allow."
-    rows,lead = columns(records),deciding_measure(columns(records))
+    rows = columns(records)
+    if None in rows['correct']: raise ValueError('a question that failed has no outcome to compare: join the runs first')
+    lead = deciding_measure(rows)
+    answers = {f'answers of {k}': v for k,v in others.items()} | {f'own answers in {k}': v for k,v in own.items()}
     by_features_odds = predict_correct(records, seed=seed)
     by_features = dict(rows, yes=match_yes_rate(by_features_odds, rows['yes'], seed), log_odds=by_features_odds)
     other_prompts = dict({f'wording {k}': v for k,v in meta_prompts.items()}, **({'reversed prompt': reversed} if reversed else {}))
@@ -170,7 +174,7 @@ def controls(
             'its claims predict its answers', 'its claims are no better than chance'),
         evaluate_control('surface features', differences(by_features, rows), lead,
             'its claims predict more than these', 'length, digits and question word may predict as much'),
-        *(swap_answers(k, rows, v, lead) for k,v in others.items()),
+        *(swap_answers(k, rows, v, lead) for k,v in answers.items()),
         *(other_wording(k, rows, v, lead, seed) for k,v in other_prompts.items())]
 
 def verdict(controls:list)->str: # A sentence or two

@@ -9,11 +9,10 @@ __all__ = ['to_frame', 'save_table', 'export']
 import json
 from dataclasses import asdict
 from pathlib import Path
-from ..metrics.matching import matchers
 from ..core.cli import command
 from ..core.runs import append_lines,check_output_path,atomic_write
-from .records import load_records,record_files,rematch
-from .protocol import lookup
+from .records import load_records,record_files
+from .protocol import lookup,rematch
 
 # %% ../../nbs/evaluation/06_export.ipynb #cfa48742
 def to_frame(
@@ -49,7 +48,7 @@ def export(
     run:str, # Folder of a run, or a file of records
     to:str, # Table to write: .csv, .parquet or .jsonl
     name:str=None, # Which records of the run, such as `before`; default: the last
-    grader:str=None, # Match the answers again: words, substring or exact
+    grader:str=None, # Match the answers again: words, exact, substring, multiple_choice or numeric
 ):
     "Write the records of a run as a table."
     files = record_files(run)
@@ -57,5 +56,5 @@ def export(
     check_output_path(to, [path])
     records = load_records(path)
     if not records: raise ValueError(f"{path} holds no records")
-    save_table(rematch(records, lookup(matchers, grader, 'grader')) if grader else records, to)
+    save_table(rematch(records, grader) if grader else records, to)
     print(f'{len(records)} records of {path} in {to}')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['measures', 'index_by_id', 'join_records', 'check_same_question', 'rate_influence', 'dprime_influence',
-           'auroc_influence', 'influences', 'Difference', 'differences', 'difference', 'PooledDifference',
-           'seed_covariance', 'pooled_difference', 'mcnemar']
+           'auroc_influence', 'influences', 'Difference', 'shared_log_odds', 'differences', 'difference',
+           'PooledDifference', 'seed_covariance', 'pooled_difference', 'mcnemar']
 
 # %% ../../nbs/evaluation/03_paired.ipynb #b7959bc0
 from dataclasses import dataclass,field
@@ -25,7 +25,7 @@ def index_by_id(name:str, records)->dict: # `Record`s by their question's id
 def join_records(
     runs:dict, # Lists of `Record` by the name of their run
 )->tuple: # The same with the shared rows only, in the order of the first run; and counts by what was left out
-    "Keep the rows whose question is in every run and failed in none."
+    "Keep the rows whose question is in every run and has an outcome in each."
     tables = {name: index_by_id(name, records) for name,records in runs.items()}
     first,*others = tables
     shared = [i for i in tables[first] if all(i in t for t in tables.values())]
@@ -34,10 +34,10 @@ def join_records(
     for i in shared:
         for name in others: check_same_question(first, tables[first][i], name, tables[name][i])
     kept = [i for i in shared if all(t[i].correct is not None for t in tables.values())]
-    if not kept: raise ValueError(f"each of the {len(shared)} shared questions failed in {' or '.join(tables)}: "
+    if not kept: raise ValueError(f"each of the {len(shared)} shared questions failed, or was not graded, in {' or '.join(tables)}: "
         "nothing is left to compare")
     alone = {f'only in {name}': len(t)-len(shared) for name,t in tables.items()}
-    counts = {'joined': len(kept), 'failed in a run': len(shared)-len(kept), **alone}
+    counts = {'joined': len(kept), 'failed or not graded in a run': len(shared)-len(kept), **alone}
     return {name: [t[i] for i in kept] for name,t in tables.items()}, {k: n for k,n in counts.items() if n}
 
 def check_same_question(name, a, other, b):
@@ -105,16 +105,28 @@ class Difference:
     ci:list=None # Its 95 % interval, paired by question
     reason:str=None # Why there is no difference
     flags:list=field(default_factory=lambda: [[], []]) # Of a d′, the `flags` of the first and of the second run
+    n:int=None # Number of questions, where it is only those with log-odds
+
+def shared_log_odds(*runs)->list: # `columns` of runs over the same questions
+    "The same columns, with log-odds only for the questions for which every run has them."
+    known = [None not in odds for odds in zip(*(r['log_odds'] for r in runs))]
+    return [dict(r, log_odds=[o if k else None for o,k in zip(r['log_odds'], known)]) for r in runs]
 
 def differences(
     first:dict, # `columns` of the first run
     second:dict, # `columns` of the second run, over the same questions in the same order
 )->dict: # A `Difference` for each of `measures`
-    "All measures of two runs, and their paired differences."
+    "All measures of two runs, and their paired differences; the AUROC on the questions with log-odds in both."
     n = len(first['correct'])
     if n!=len(second['correct']): raise ValueError(f"{n} rows and {len(second['correct'])}: join the runs first")
-    a,b = influences(first),influences(second)
+    shared = shared_log_odds(first, second)
+    a,b = map(influences, shared)
     found = {m: difference(m, a[m], b[m]) for m in measures}
+    area = found['auroc']
+    area.n = sum(o is not None for o in shared[0]['log_odds'])
+    if area.ci is None:
+        area.first,area.second = (as_float(influences(rows)['auroc'][0]) for rows in (first, second))
+        area.reason += ' in both runs'
     found['d_prime_loglinear'].flags = [flags(count_cells(rows['correct'], rows['yes']).values()) for rows in (first, second)]
     return found
 
@@ -137,6 +149,7 @@ class PooledDifference:
 def seed_covariance(measure, first, seconds)->tuple: # Differences of the seeds on one set, (seeds,), and their covariance over questions, (seeds, seeds)
     if lengths := {len(rows['correct']) for rows in seconds}-{len(first['correct'])}:
         raise ValueError(f"{len(first['correct'])} rows and {max(lengths)}: join the runs first")
+    first,*seconds = shared_log_odds(first, *seconds)
     (a,p,v),found = influences(first)[measure],[influences(rows)[measure] for rows in seconds]
     q,shared = np.array([q for _,q,_ in found]),np.array([p@q for _,q,_ in found])
     cov = v + q@q.T - shared[:, None] - shared

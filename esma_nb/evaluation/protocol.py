@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['presets', 'graders', 'readings', 'decoding_modes', 'ungraded', 'lookup', 'check_grader', 'resolve_protocol',
-           'training_protocol', 'prompt_limits', 'build_claim', 'token_sampler', 'protocol_diff']
+           'training_protocol', 'prompt_limits', 'rematch', 'build_claim', 'token_sampler', 'protocol_diff']
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #68102177
+from dataclasses import replace
 from functools import partial
 from ..prompts.claim_parsing import contains_yes,reads_yes
 from ..metrics.matching import last_number,matchers
@@ -59,6 +60,16 @@ def prompt_limits(
     if max_input is None and preset=='paper': max_input = 128
     if reasoning is None: reasoning = 1024 if args['enable_thinking'] else 0
     return dict(max_input_length=max_input, max_reasoning_tokens=reasoning)
+
+# %% ../../nbs/evaluation/01_protocol.ipynb #159f4f77
+def rematch(
+    records:list, # `Record`s
+    grader:str, # One of `matchers`
+)->list: # The same replies with another `correct`
+    "Grade the replies of `records` by another matcher; ValueError where it would call every reply wrong."
+    match = lookup(matchers, grader, 'grader')
+    check_grader(grader, [r.answers for r in records])
+    return [r if r.failed else replace(r, correct=match(r.direct_output, r.answers)) for r in records]
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #f89e1c45
 def build_claim(

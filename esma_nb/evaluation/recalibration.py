@@ -11,6 +11,7 @@ from dataclasses import replace
 from hashlib import sha256
 from math import log
 import numpy as np
+from ..metrics.scores import flag_meaning
 from .records import columns
 from .paired import Difference,differences
 from .controls import logistic_regression
@@ -58,11 +59,12 @@ def best_threshold(
 def with_threshold(
     records:list, # With log-odds
 )->list: # `Record`s
-    "The same records with claims from a cross-fitted threshold on their log-odds."
+    "The same records with claims from a cross-fitted threshold on their log-odds; unreadable where there is none."
     def fit(correct, odds):
         t = best_threshold(correct, odds)
         return lambda x: bool(x>t)
-    return cross_fit(records, fit, lambda r, yes: replace(r, yes=yes, unparsed=False))
+    unread = [replace(r, yes=None, unparsed=not r.failed) for r in records]
+    return cross_fit(unread, fit, lambda r, yes: replace(r, yes=yes, unparsed=False))
 
 # %% ../../nbs/evaluation/07_recalibration.ipynb #ef0d47d9
 def platt(
@@ -102,17 +104,22 @@ def worth_of_training(
     first:list, # `Record`s of the model before training
     last:list, # Of the trained model, over the same questions in the same order
 )->dict: # A `Difference` of log-linear d′ by the claims of `last`: `words` and `threshold`; empty without log-odds in `first`
-    "Compare the trained model's claims with those of the untrained model and a cross-fitted threshold."
-    if sum(r.log_odds is not None for r in first)<10: return {}
-    base = columns(with_threshold(first))
-    claims = dict(words=last) | ({'threshold': with_threshold(last)} if sum(r.log_odds is not None for r in last)>=10 else {})
-    return {name: differences(base, columns(rows))['d_prime_loglinear'] for name,rows in claims.items()}
+    "Compare the trained model's claims with those of the untrained model and a cross-fitted threshold, on the questions with log-odds."
+    def difference(pairs, claims): # `claims`: from records to records
+        before,after = zip(*pairs)
+        return replace(differences(columns(with_threshold(before)), columns(claims(after)))['d_prime_loglinear'], n=len(pairs))
+    words = [(a, b) for a,b in zip(first, last, strict=True) if a.log_odds is not None]
+    both = [(a, b) for a,b in words if b.log_odds is not None]
+    cases = dict(words=(words, list), threshold=(both, with_threshold))
+    return {name: difference(*case) for name,case in cases.items() if len(case[0])>=10}
 
 def worth_verdict(
     d:Difference, # Of `words`, from `worth_of_training`
 )->str: # One sentence
     "What the difference says."
-    if d.ci is None: return f'Whether training was worth more than a threshold cannot be said: {d.reason}.'
+    marked = [what for k,what in flag_meaning.items() if any(k in found for found in d.flags)]
+    why = d.reason or ' and '.join(marked) + (', and d′ depends on its correction there' if marked else '')
+    if why: return f'Whether training was worth more than a threshold cannot be said: {why}.'
     low,high = d.ci
     if low>0: return 'Training was worth more than a threshold on the log-odds before it.'
     if high<0: return 'A threshold on the log-odds before training does better than the trained words.'
