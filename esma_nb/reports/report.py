@@ -62,7 +62,7 @@ def stage_title(stem:str)->str: return f'after {int(stem[4:])} iterations' if st
 
 def progress_text(about, summary, lines, sets)->str: # Empty for a run that is done
     goal,rows = about.get('args', {}).get('num_iterations'),about.get('counts', {})
-    if not about or summary and summary.get('iterations', 0)>=len(lines): return ''
+    if not about or summary and summary.get('iterations', 0)>=len(lines) and not summary.get('left'): return ''
     if goal: return f"{len(lines)} of {max(goal, len(lines))} iterations"
     return f"{len(list(sets.values())[-1].records)} of {rows.get('drawn', rows.get('kept', 'its'))} questions"
 
@@ -102,11 +102,13 @@ def examples(records:list)->dict: # `{kind: (records to show, how many there are
 
 # %% ../../nbs/reports/01_report.ipynb #cf8d28fb
 def row_counts(records:list)->dict: # `{what: (how many, share, interval)}`
-    "Counts that the scores do not show: failed rows, unreadable claims, answers of several lines."
+    "Counts that the scores do not show: failed rows, and of the others unreadable claims and answers of several lines."
     tests = {'records': lambda r: True, 'failed': lambda r: r.failed, 'unreadable claims': lambda r: r.unparsed,
         'answers over several lines': lambda r: '\n' in (r.direct_output or '').strip()}
-    all,n = len(records),{what: sum(bool(is_so(r)) for r in records) for what,is_so in tests.items()}
-    return {what: (k, k/max(all, 1), None if what=='records' else wilson(k, all)) for what,k in n.items()}
+    replied = [r for r in records if not r.failed]
+    among = {what: records if what in ('records', 'failed') else replied for what in tests}
+    n = {what: sum(bool(is_so(r)) for r in among[what]) for what,is_so in tests.items()}
+    return {what: (k, k/max(len(among[what]), 1), None if what=='records' else wilson(k, len(among[what]))) for what,k in n.items()}
 
 def failure_reasons(records:list)->list: # `(why, how many)`, the 3 most frequent
     return Counter(r.failed for r in records if r.failed).most_common(3)
