@@ -151,15 +151,15 @@ def training_baseline(
     **overrides, # Of the arguments in `defaults`
 ): # From an iteration's number to seconds by phase, and `lengths` of replies, one list per batch
     "Set up the iteration of `esma_nb_train`."
-    generate_padded = overrides.get('perturbation')=='lowrank'
-    args = defaults | dict(population_size=size, batch_size=len(rows)*(size if generate_padded else 1)) | overrides
+    is_low = overrides.get('perturbation')=='lowrank'
+    args = defaults | dict(population_size=size, batch_size=len(rows)*(size if is_low else 1)) | overrides
     calls,log,group = [],[],ProcessGroup(cpu=not torch.accelerator.is_available())
     llm = launch_vllm(args | dict(model=model), args['dtype'], master=True)[0] if engine=='vllm' else None
     net,tokenizer = load_model(model, 'float32', device)
     c = ESTrainer(args, Path(), net, tokenizer, rows, [], claim or meta_claim(), column_reward(get_reward('esma')), group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm=llm)
     c.replicas = [(m, record_calls(generate, calls)) for m,generate in c.replicas]
     for m,_ in c.replicas: m.load_member = synchronized(m.load_member, c.model.device)
-    if generate_padded: c.lowrank_generate = record_calls(c.lowrank_generate, calls)
+    if is_low: c.lowrank_generate = record_calls(c.lowrank_generate, calls)
     def run(t):
         calls.clear(), log.clear()
         _,outcomes,phases = c.population_step(t, rows)

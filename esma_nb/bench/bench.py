@@ -118,8 +118,9 @@ def build_baselines(names, model, device, dtype, rows, size, rank, noise_cache_g
     ours = partial(training_baseline, model, device, rows, size, dtype=dtype, noise_cache_gb=noise_cache_gb, rank=rank)
     def naive(dtype): return naive_baseline(model, dtype, device, rows, size)
     def same(): return ours(public_claim(), mirrored=False)
+    share = .6/max(1, sum(n.startswith('vllm') for n in names)) # Of a GPU: all of them are in memory at the same time
     build = dict(naive=lambda: naive('float32'), bfloat16=lambda: naive('bfloat16'), same=same, default=ours,
-        rademacher=lambda: ours(noise='rademacher'), lowrank=lambda: ours(perturbation='lowrank'), **{k: partial(ours, engine='vllm', enforce_eager=k=='vllm_eager') for k in ('vllm_eager', 'vllm')})
+        rademacher=lambda: ours(noise='rademacher'), lowrank=lambda: ours(perturbation='lowrank'), **{k: partial(ours, engine='vllm', enforce_eager=k=='vllm_eager', gpu_memory_utilization=share) for k in ('vllm_eager', 'vllm')})
     dtypes = dict(naive='float32', bfloat16='bfloat16')
     return {titles[k].format(dtype=dtype, rank=rank): (build[k](), dtypes.get(k, dtype)) for k in names}
 
@@ -131,10 +132,12 @@ def prompts_of(tokenizer, rows, names, dtype, rank)->dict: # By title the token 
     public,own = ids(public_claim()),ids(meta_claim())
     return {titles[k].format(dtype=dtype, rank=rank): public if k in ('naive', 'bfloat16', 'same') else own for k in names}
 
-def known_baselines(baselines)->list: # All names of `titles`, or those given
+def known_baselines(baselines, device)->list: # Names of `titles`: those given, or all that this machine can run, bfloat16 only where it is fast
+    from esma_nb.engines.models import compute_dtype,pick_device
     unknown = [w for w in baselines or () if w not in titles]
     if unknown: raise ValueError(f"no implementation {unknown[0]!r}: choose from {', '.join(titles)}")
-    return baselines or [k for k in titles if find_spec('vllm') or not k.startswith('vllm')]
+    fast = compute_dtype('auto', pick_device(device))=='bfloat16'
+    return baselines or [k for k in titles if (find_spec('vllm') or not k.startswith('vllm')) and (fast or k!='bfloat16')]
 
 def print_result(about): # Machine, table and limits
     print(f"\n{about['machine']}\n{about['population_size']} members, {about['num_data_per_iteration']} questions\n")
@@ -182,8 +185,8 @@ def bench(
     figure:str=None, # File to draw the bars to, such as speed.svg
 ):
     "Time one iteration of evolution in several implementations, on your model and your machine."
-    names = known_baselines(baselines)
-    if any(n.startswith('vllm') for n in names): prepare_environment()
+    if any(n.startswith('vllm') for n in baselines or titles if find_spec('vllm')): prepare_environment() # Before torch is imported
+    names = known_baselines(baselines, device)
     for path in filter(None, (json, figure)): check_output_path(path)
     if figure: check_figure_path(figure)
     if evaluation is not None:
@@ -192,9 +195,10 @@ def bench(
     import torch
     from esma_nb.datasets.registry import load_rows
     from esma_nb.bench.roofline import machine_peaks
-    from esma_nb.engines.models import load_model,compute_dtype
-    net,tokenizer = load_model(model, 'float32', device)
-    torch_device,dtype = net.device,compute_dtype(dtype, net.device)
+    from esma_nb.engines.models import compute_dtype,load_model,pick_device
+    net,tokenizer = load_model(model, 'float32', 'cpu') # For its sizes only
+    torch_device = pick_device(device)
+    dtype = compute_dtype(dtype, torch_device)
     rows = load_rows(dataset, split, data_dir=data_dir, num_samples=num_data_per_iteration)[0]
     selected = build_baselines(names, model, str(torch_device), dtype, rows, population_size, rank, noise_cache_gb)
     precision = {title: p for title,(_,p) in selected.items()}

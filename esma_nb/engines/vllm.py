@@ -69,13 +69,14 @@ def check_memory(
     tensor_parallel_size:int=1, # GPUs that share one model
     master:bool=True, # Also float32 master weights?
     kv_bytes:int=10**9, # Least memory for keys and values
+    spare:int=0, # Bytes for noise, the update and CUDA's own, beside the master weights
 ): # Raises ValueError, with the bytes that are needed
     "Refuse a model that does not fit into a GPU together with its master weights, and say what would."
-    own,copy = weights*width/tensor_parallel_size + kv_bytes,4*weights*master
+    own,copy = weights*width/tensor_parallel_size + kv_bytes,(4*weights+spare)*master
     if own<=utilization*total and own+copy<=total and utilization*total+copy<=total: return
     best = (total-copy)/total
     advice = f"give --gpu_memory_utilization {int(100*best)/100:.2f}" if own<=best*total else 'use more GPUs (--tensor_parallel_size), or a smaller model'
-    raise ValueError(f"not enough GPU memory: {own/1e9:.1f} GB for weights and keys and values in vLLM, {copy/1e9:.1f} GB for float32 master weights, "
+    raise ValueError(f"not enough GPU memory: {own/1e9:.1f} GB for weights and keys and values in vLLM, {copy/1e9:.1f} GB for float32 master weights, noise and update, "
         f"of {total/1e9:.1f} GB with --gpu_memory_utilization {utilization:g}: {advice}")
 
 # %% ../../nbs/engines/07_vllm.ipynb #c953ab32
@@ -283,7 +284,10 @@ def check_engine(
         "with --engine hf, --device map spreads one model over all accelerators")
     if engine=='vllm' and device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"--device {device} is for --engine hf: vLLM takes the devices "
         "that CUDA_VISIBLE_DEVICES shows, and --tensor_parallel_size divides a model between them")
-    if engine=='vllm': import_vllm()
+    if engine=='vllm':
+        import_vllm()
+        import torch
+        if device=='cpu' and torch.cuda.is_available(): raise ValueError("--device cpu: where there is a GPU, vLLM runs on it; hide it with CUDA_VISIBLE_DEVICES=, or use --engine hf")
 
 def launch_vllm(
     args:dict, # Of a command: `model`, `max_input_length`, `max_reasoning_tokens`, `tensor_parallel_size`, `gpu_memory_utilization`, `enforce_eager`
@@ -298,7 +302,8 @@ def launch_vllm(
     vllm,(model,tokenizer),k = import_vllm(),load_config(args['model']),args['tensor_parallel_size']
     check_vllm(args['model'], model.config, k, vllm.ModelRegistry.get_supported_archs(), options.get('writable', True))
     if torch.cuda.is_available():
-        with torch.device('meta'): weights = AutoModelForCausalLM.from_config(model.config).num_parameters()
-        check_memory(weights, 4 if dtype=='float32' else 2, args['gpu_memory_utilization'], torch.cuda.mem_get_info()[1], k, master)
+        with torch.device('meta'): sizes = [p.numel() for p in AutoModelForCausalLM.from_config(model.config).parameters()]
+        spare = 16*max(sizes) + 2*10**9 # 4 float32 tensors while the largest moves, and CUDA's and NCCL's contexts
+        check_memory(sum(sizes), 4 if dtype=='float32' else 2, args['gpu_memory_utilization'], torch.cuda.mem_get_info()[1], k, master, spare=spare)
     keys = 'tensor_parallel_size', 'gpu_memory_utilization', 'enforce_eager'
     return start_vllm(args['model'], dtype, model_length(model, args), **{k: args[k] for k in keys}, **options),model,tokenizer

@@ -59,10 +59,13 @@ class MasterWeights:
 # %% ../../nbs/evolution/03_es.ipynb #9c3d1c7d
 @patch
 def map_tensors(self:MasterWeights, work, names=None)->dict: # By name what `work` returned, in the order of the names
-    "Call `work(name, master weights)` for all tensors or those in `names`, several at a time."
+    "Call `work(name, master weights)` for all tensors or those in `names`, on a CPU several at a time."
     names = self.weights if names is None else names
     order = sorted(names, key=lambda n: -self.weights[n].numel())
-    result = dict(zip(order, parallel_map(lambda n: work(n, self.weights[n]), order)))
+    def one(n):
+        with torch.no_grad(): return work(n, self.weights[n])
+    on_cpu = all(self.weights[n].device.type=='cpu' for n in order[:1])
+    result = dict(zip(order, parallel_map(one, order) if on_cpu else map(one, order))) # On a GPU, threads would only cost memory
     return {n: result[n] for n in names}
 
 @patch

@@ -104,7 +104,7 @@ def changeable(args:dict)->tuple: # Names of arguments that may differ when a ru
     is_same = args['dtype']=='float32' and resolve_protocol(args['preset'])['decoding']=='greedy'
     return may_change + (('engine', 'tensor_parallel_size', 'enforce_eager') if is_same else ())
 
-def prepare(args:dict, out:Path, group, log, task, dry_run=False): # A `ESTrainer`; None where nothing is left to do
+def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on two questions, and only then create its folder; `task` is from `claim_and_reward`."
     from esma_nb.evolution.trainer import ESTrainer
     protocol = training_protocol(args)
@@ -118,12 +118,14 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # A `ESTraine
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here
-    if is_finished(out, args): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
-    llm = start_engine(args) if args['engine']=='vllm' else None
+    if group.broadcast(is_finished(out, args)): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
+    llm = start_engine(args, group) if args['engine']=='vllm' else None
     run = ESTrainer(args, out, *load(args, group), rows, eval_rows, *task, group, log, also=also, llm=llm)
     encode(run.tokenizer, claim_prompts(run.claim, rows[0]))
     try_out(run, args['claim'])
-    if dry_run: return log(estimate_cost(run))
+    if dry_run:
+        log(estimate_cost(run))
+        return run
     claim_folder()
     group.barrier()
     return run
@@ -156,9 +158,9 @@ def load(args:dict, group): # `(model, tokenizer)`
         raise ValueError("--device map spreads a model over all accelerators: start one process")
     return load_model(args['model'], 'float32', args['device'] if args['device']!='auto' or group.world_size==1 else str(group.state.device))
 
-def start_engine(args:dict): # A `vllm.LLM`; its processes are those of torchrun
+def start_engine(args:dict, group): # A `vllm.LLM`; its processes are those of torchrun, each with the GPU of its local rank
     from esma_nb.engines.models import compute_dtype,pick_device
-    options = dict(distributed_executor_backend='external_launcher') if args['tensor_parallel_size']>1 else {}
+    options = dict(distributed_executor_backend='external_launcher') if group.world_size>1 else {}
     if args['perturbation']=='lowrank': options |= lora_options(args['rank'], max(2, 2*args['batch_size']//args['num_data_per_iteration']))
     return launch_vllm(args, compute_dtype(args['dtype'], pick_device('auto')), master=True, **options)[0]
 
@@ -213,8 +215,8 @@ def finish_run(
     "Train, write the model card, upload both where asked, and print the scores."
     with lock_run(out) if run and group.is_main else nullcontext(): result = run.train() if run else read_json(out/'summary.json')
     card_is_due = run or push_to_hub or not (out/'model'/'README.md').exists()
+    group.close(shut_down) # No process waits for the upload
     if result and group.is_main and card_is_due: publish(out, command, push_to_hub, log)
-    group.close(shut_down)
     if result: log(format_results(out, result))
     return result
 
@@ -292,6 +294,7 @@ def train(
         if group.is_main and text: print(text, flush=True)
     log(single_process_warning(group))
     run = prepare(args, out, group, log, task, dry_run)
-    if dry_run: return group.close()
+    shut_down = partial(stop_vllm, run.llm) if run and run.llm else lambda: None
+    if dry_run: return group.close(shut_down)
     from esma_nb.evolution.train import train as itself # Run as a program, this module has no `train` yet
-    return finish_run(run, out, group, log, itself, push_to_hub, partial(stop_vllm, run.llm) if run and run.llm else lambda: None)
+    return finish_run(run, out, group, log, itself, push_to_hub, shut_down)

@@ -34,7 +34,7 @@ from ..integrations.trackers import Tracker,tracker
 from .noise import cached_noise,noises
 from .lowrank import LowRankBatch,lowrank_engine,lowrank_factors
 from .population import ShardedUpdate,es_iteration,evaluate_lowrank_batch,evaluate_parallel
-from .checkpoint import device_type,StopRequested,check_journal,defer_interrupts,make_master_weights,prune_checkpoints,resume_weights,save_checkpoint,sha256_master
+from .checkpoint import StopRequested,check_interrupt,check_journal,defer_interrupts,device_type,make_master_weights,noise_sha256,prune_checkpoints,resume_weights,save_checkpoint,sha256_master,sync_interrupt
 from .telemetry import best_measurement,measure,member_result,progress_summary,score_line,should_stop_early,telemetry,write_summary
 
 # %% ../../nbs/evolution/07_trainer.ipynb #c3682a1d
@@ -82,7 +82,7 @@ class ESTrainer:
         if not self.llm: cast_parameters(self.model, pick_dtype(dtype, self.model.device))
         self.lowrank_generate = None
         self.set_up_vllm() if self.llm else self.set_up_engines()
-        self.journal,self.measured,self.stop,self.tracker = [],{},[],Tracker('none', self.out)
+        self.journal,self.measured,self.stop,self.tracker,self.digest = [],{},[],Tracker('none', self.out),None
         decoder = 'vLLM' if self.llm else type(decoder_for(self.model)).__name__
         self.log(f"members compute in {dtype} with {decoder}, {len(self.replicas)} at a time")
 
@@ -120,17 +120,6 @@ def set_up_vllm(self:ESTrainer):
 
 # %% ../../nbs/evolution/07_trainer.ipynb #ee2f3cbd
 @patch
-def check_interrupt(self:ESTrainer, *_):
-    "Called between members and batches: stop here if an interrupt was requested and there is only 1 process."
-    if self.stop and self.group.world_size==1: raise StopRequested
-
-@patch
-def sync_interrupt(self:ESTrainer):
-    "Called between iterations: stop all processes if an interrupt was requested in any of them."
-    self.stop[:] = self.group.all_gather(list(self.stop))
-    if self.stop: raise StopRequested
-
-@patch
 def evaluate_heldout(self:ESTrainer, t:int):
     "Measure the model after iteration `t` on the held-out questions."
     path = self.out/'records'/(f'iter{t:06d}.jsonl' if t else 'before.jsonl')
@@ -140,7 +129,7 @@ def evaluate_heldout(self:ESTrainer, t:int):
 
 @patch
 def measure_rows(self:ESTrainer, path, rows, match)->list: # `Record`s
-    return measure(path, self.generate, rows, self.claim, match, self.group, self.args['batch_size'], self.check_interrupt)
+    return measure(path, self.generate, rows, self.claim, match, self.group, self.args['batch_size'], partial(check_interrupt, self.stop, self.group))
 
 @patch
 def scored(self:ESTrainer, records:list)->MetaScores: # With the reward
@@ -172,14 +161,17 @@ def save(self:ESTrainer, folder, rolling=False)->str: # sha256 of the weights; `
     digest = self.check_same_weights()
     state = self.master.optimizer.state if self.master.optimizer and rolling else {}
     if self.sharded: state = self.sharded.gather_state(state)
-    if self.group.is_main: save_checkpoint(folder, self.model, self.tokenizer, self.master, self.done, state)
+    if self.group.is_main:
+        save_checkpoint(folder, self.model, self.tokenizer, self.master, self.done, state, digest)
+        if rolling: prune_checkpoints(folder.parent, self.args['keep_checkpoints'])
     self.group.barrier()
     return digest
 
 @patch
 def check_same_weights(self:ESTrainer)->str: # sha256 of the weights
-    "Compare the weights of all processes by their sha256."
-    return self.group.check_same_weights(sha256_master(self.master))
+    "Compare the weights of all processes by their sha256, once after each step."
+    self.digest = self.digest or self.group.check_same_weights(sha256_master(self.master))
+    return self.digest
 
 # %% ../../nbs/evolution/07_trainer.ipynb #7520b336
 @patch
@@ -213,7 +205,7 @@ def lowrank_batch_options(self:ESTrainer, batch)->dict: # Arguments of `es_itera
 def population_step(self:ESTrainer, t:int, batch:list)->tuple: # As from `es_iteration`
     "Evaluate the members of iteration `t` on the questions `batch`, and take a step."
     options = self.lowrank_batch_options if self.lowrank_generate else self.replica_options
-    return es_iteration(self.master, t, self.args, group=self.group, check_interrupt=self.check_interrupt, sharded=self.sharded, **options(batch))
+    return es_iteration(self.master, t, self.args, group=self.group, check_interrupt=partial(check_interrupt, self.stop, self.group), sharded=self.sharded, **options(batch))
 
 @patch
 def questions_of(self:ESTrainer, t:int)->list: # Rows of iteration `t`
@@ -227,10 +219,12 @@ def training_step(self:ESTrainer)->dict: # The line of metrics
     a,t = self.args,self.done
     batch = self.questions_of(t)
     line,results,phases = self.population_step(t, batch)
+    self.digest = None
     line['questions_sha256'] = sha256_questions(batch)
     if t%10==0 or t+1==a['num_iterations']: line['model_sha256'] = self.check_same_weights()
     metric = dict(iteration=t+1, **telemetry(results), **phases)
-    line['device'] = device_type(self.master)
+    line['noise_sha256'] = noise_sha256(self.master, line['members'][0][0])
+    if a['optimizer']=='adam': line['device'] = device_type(self.master) # Its divisions are rounded differently on a GPU
     line['sha256'] = sha256_json(line)[:16]
     if self.group.is_main:
         append_lines(self.out/'metrics.jsonl', [metric])
@@ -254,7 +248,8 @@ def resume(self:ESTrainer):
         if self.done: self.log(f"going on after iteration {self.done}")
     earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl')}
     self.measured |= {t: self.scored(load_records(p)) for t,p in earlier.items() if t<=self.done}
-    resume_weights(self.master, self.out/'checkpoints', self.journal, self.log)
+    resume_weights(self.master, self.out/'checkpoints', self.journal, self.log, self.sharded)
+    self.digest = None
 
 # %% ../../nbs/evolution/07_trainer.ipynb #7e981f05
 @patch
@@ -277,7 +272,7 @@ def train(self:ESTrainer)->dict: # The content of `summary.json`; None in other 
             raise KeyboardInterrupt(left) from None
         finally: self.tracker.finish()
         digest = self.save(self.out/'model')
-    if self.group.is_main: return write_summary(self.out, self.measured, self.args['metric_for_best_model'], digest, also=self.forgetting(), num_iterations=self.args['num_iterations'])
+    if self.group.is_main: return write_summary(self.out, self.measured, self.args['metric_for_best_model'], digest, self.group.n_replicas, also=self.forgetting(), num_iterations=self.args['num_iterations'])
 
 @patch
 def run_iterations(self:ESTrainer, until:float): # Seconds, as from `monotonic`
@@ -288,7 +283,7 @@ def run_iterations(self:ESTrainer, until:float): # Seconds, as from `monotonic`
     with tqdm(total=a['num_iterations'], initial=self.done, unit='iteration', disable=None if is_main else True) as bar:
         while not self.checkpoint_and_evaluate():
             if monotonic()>until: self.stop.append('time')
-            self.sync_interrupt()
+            sync_interrupt(self.stop, self.group)
             if is_main: [p.unlink() for p in (self.out/'also').glob('*/*after*.jsonl')] # Of an earlier end, before --num_iterations was raised
             m = self.training_step()
             self.tracker.log(m, m['iteration'])
@@ -300,13 +295,14 @@ def run_iterations(self:ESTrainer, until:float): # Seconds, as from `monotonic`
 def checkpoint_and_evaluate(self:ESTrainer)->bool:
     "Save and measure what is due after the latest iteration; was it the last one?"
     a,t = self.args,self.done
-    last,due = t==a['num_iterations'],t and a['evaluate_interval'] and t%a['evaluate_interval']==0
+    last,every = t==a['num_iterations'],a['evaluate_interval']
+    regular = bool(t and every and t%every==0)
+    due = regular or t>0 and t in self.measured # Measured by an earlier start, perhaps with another interval
     if t and not last and a['model_save_interval'] and t%a['model_save_interval']==0:
         self.save(self.out/'checkpoints'/f'iter{t:06d}', rolling=True)
-        if self.group.is_main: prune_checkpoints(self.out/'checkpoints', a['keep_checkpoints'])
     if last or due:
         self.evaluate_heldout(t)
         self.tracker.log_scores(self.measured[t], t)
-    is_best = (due or last and a['evaluate_interval']) and best_measurement(self.measured, a['metric_for_best_model'])['iteration']==t
-    if is_best: self.save(self.out/'best')
-    return last or bool(due) and should_stop_early(self.measured, a['metric_for_best_model'], a['early_stopping_patience'])
+    keeps_best = every or self.group.broadcast((self.out/'best').exists())
+    if (due or last) and keeps_best and best_measurement(self.measured, a['metric_for_best_model'])['iteration']==t: self.save(self.out/'best')
+    return last or regular and should_stop_early(self.measured, a['metric_for_best_model'], a['early_stopping_patience'])

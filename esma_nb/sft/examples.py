@@ -9,8 +9,9 @@ __all__ = ['answer_examples', 'claim_examples', 'answer_and_claim_examples', 'ye
 # %% ../../nbs/sft/00_examples.ipynb #c1582b22
 import re
 from dataclasses import replace
+from pathlib import Path
 from ..prompts.templates import language
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import evaluate_into
 from ..engines.encoding import encode
 
 # %% ../../nbs/sft/00_examples.ipynb #b3184994
@@ -39,21 +40,22 @@ def yes_no_words(lang)->list: # The two words that the meta prompt asks for, in 
 
 # %% ../../nbs/sft/00_examples.ipynb #930910c7
 def label_correctness(
+    path:Path, # Where the records are kept until all are there; with several processes, beside it
     generate, # From prompts to replies, of the current model
     rows:list, # Questions
     claim, # A `Claim`: only its direct prompt is used
     match, # From a reply and the accepted answers to whether it is correct
     group, # Divides the rows among its processes
     batch_size:int=128, # Questions per batch
-    check_interrupt=lambda: None, # Called before each batch; may raise to stop here
+    check_interrupt=lambda done: None, # Called before each batch; may raise to stop here
 )->dict: # From question_id to True or False
-    "Let the model answer, and return which of its answers are correct."
+    "Let the model answer, and return which of its answers are correct; what an interrupted call answered is not asked again."
     direct_only = replace(claim, extra=None, read=lambda direct,extra: None, evidence=lambda direct,extra: None)
-    mine,found = rows[group.rank::group.world_size],[]
-    for i in range(0, len(mine), batch_size):
-        check_interrupt()
-        found += [(r.question_id, r.correct) for r in evaluate(generate, mine[i:i+batch_size], direct_only, match)]
-    return dict(group.all_gather(found))
+    part = path.with_name(f'.{path.stem}.{group.rank}of{group.world_size}.jsonl')
+    found = evaluate_into(part, generate, rows[group.rank::group.world_size], direct_only, match, batch_size, check_interrupt)
+    labels = dict(group.all_gather([(r.question_id, r.correct) for r in found]))
+    part.unlink()
+    return labels
 
 # %% ../../nbs/sft/00_examples.ipynb #f43a238d
 def end_of_turn(

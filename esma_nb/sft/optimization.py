@@ -79,7 +79,7 @@ def optimizer_step(
     if group.world_size>1: sum_gradients(params)
     loss,norm = sum(group.all_gather([loss.item()])),clip_grad_norm_(params, max_norm).item()
     if not isfinite(norm): raise ValueError(f"the gradient is {norm} (loss {loss}): give a lower --learning_rate")
-    for group in optimizer.param_groups: group['lr'] = rate
+    for params_group in optimizer.param_groups: params_group['lr'] = rate
     optimizer.step()
     return dict(loss=loss, grad_norm=norm, tokens=total)
 
@@ -93,11 +93,12 @@ def save_state(
     model, tokenizer, # Saved as an ordinary Hugging Face folder
     iteration:int, # Steps so far
     optimizer=None, # Its moments are saved beside the weights; None: only the model, which cannot be resumed
+    digest:str=None, # As for `save_checkpoint`
 )->str: # sha256 of the weights
     "Save a checkpoint with a manifest that holds the sha256 of each file."
     names = {p: n for n,p in model.named_parameters()}
     moments = {f'{what}/{names[p]}': v for p,state in optimizer.state.items() for what,v in state.items()} if optimizer else None
-    return save_checkpoint(folder, model, tokenizer, None, iteration, moments)
+    return save_checkpoint(folder, model, tokenizer, None, iteration, moments, digest)
 
 def load_state(folder, model, optimizer)->int: # Steps so far
     "Load a checkpoint into the model and its optimizer; all of it is checked before either is changed."

@@ -6,6 +6,7 @@
 __all__ = ['SFTTrainer']
 
 # %% ../../nbs/sft/02_trainer.ipynb #bde78f2a
+import re
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -25,7 +26,7 @@ from ..evaluation.records import scores
 from ..evaluation.protocol import graders,training_protocol
 from ..integrations.trackers import Tracker,tracker
 from ..evolution.es import fingerprint
-from ..evolution.checkpoint import StopRequested,defer_interrupts,prune_checkpoints
+from ..evolution.checkpoint import StopRequested,check_interrupt,defer_interrupts,prune_checkpoints,sync_interrupt
 from ..evolution.telemetry import measure,score_line,write_summary
 from .examples import label_correctness,tokenize_example
 from .optimization import batch_indices,learning_rate_at,load_state,optimizer_step,save_state
@@ -62,21 +63,10 @@ class SFTTrainer:
 
 # %% ../../nbs/sft/02_trainer.ipynb #854af3a4
 @patch
-def check_interrupt(self:SFTTrainer, *_):
-    "Stop here if an interrupt was requested and there is only 1 process; called where the weights are consistent."
-    if self.stop and self.group.world_size==1: raise StopRequested
-
-@patch
-def sync_interrupt(self:SFTTrainer):
-    "Called between steps: stop all processes if an interrupt was requested in any of them."
-    self.stop[:] = self.group.all_gather(list(self.stop))
-    if self.stop: raise StopRequested
-
-@patch
 def evaluate_heldout(self:SFTTrainer, t:int):
     "Evaluate the model after iteration `t`, on the held-out questions and on as many training questions."
     name,when = (f'iter{t:06d}.jsonl',f'iteration {t}') if t else ('before.jsonl','before')
-    options = self.eval_claim,self.match,self.group,self.args['eval_batch_size'],self.check_interrupt
+    options = self.eval_claim,self.match,self.group,self.args['eval_batch_size'],partial(check_interrupt, self.stop, self.group)
     self.measured[t] = scores(measure(self.out/'records'/name, self.generate, self.eval_rows, *options))
     self.learned[t] = scores(measure(self.out/'learned'/'records'/name, self.generate, self.train_eval_rows, *options))
     self.log(f"{when}: {score_line(self.measured[t])}\n{when}: {score_line(self.learned[t]).replace('held-out', 'learned')}")
@@ -96,8 +86,8 @@ def correct(self:SFTTrainer, t:int)->dict: # From question_id to a bool; empty w
         upcoming = [r for i in range(start, min(start+every, self.total)) for r in self.batch(i)] if every else self.rows
         if not every: self.log(f"answering {len(upcoming):,} questions to label which of them the model knows")
         rows,began = list({r['question_id']: r for r in upcoming}.values()),perf_counter()
-        options = self.match,self.group,self.args['eval_batch_size'],self.check_interrupt
-        correct = label_correctness(self.generate, rows, self.claim, *options)
+        options = self.match,self.group,self.args['eval_batch_size'],partial(check_interrupt, self.stop, self.group)
+        correct = label_correctness(self.out/f'labels-iter{start:06d}.jsonl', self.generate, rows, self.claim, *options)
         self.labels = {'iteration': start, 'right': correct, 'seconds': perf_counter()-began}
         if self.group.is_main: append_lines(self.out/'labels.jsonl', [self.labels])
     return self.labels['right']
@@ -136,7 +126,9 @@ def save(self:SFTTrainer, folder, optimizer=None)->str: # sha256 of the weights
     "Save a checkpoint, after a check that all processes hold the same weights."
     self.flush()
     digest = self.group.check_same_weights(fingerprint(stored_tensors(self.model)))
-    if self.group.is_main: save_state(folder, self.model, self.tokenizer, self.global_step, optimizer)
+    if self.group.is_main:
+        save_state(folder, self.model, self.tokenizer, self.global_step, optimizer, digest)
+        if optimizer: prune_checkpoints(folder.parent, self.args['keep_checkpoints'])
     self.group.barrier()
     return digest
 
@@ -159,8 +151,8 @@ def delete_later_lines(self:SFTTrainer): # Delete lines and records of iteration
     for name in ('metrics.jsonl', 'labels.jsonl'):
         kept = [line for line in read_lines(self.out/name) if line['iteration']<=self.global_step]
         with atomic_write(self.out/name) as draft: append_lines(draft, kept)
-    for path in self.out.glob('**/records/iter*.jsonl'):
-        if int(path.stem[4:])>self.global_step: path.unlink()
+    for path in [*self.out.glob('**/records/*iter*.jsonl'), *self.out.glob('.labels-iter*.jsonl')]: # Also unfinished records, such as .iter000300.0of1.jsonl
+        if int(re.search(r'iter(\d+)', path.name)[1])>self.global_step: path.unlink()
 
 # %% ../../nbs/sft/02_trainer.ipynb #53fd2045
 @patch
@@ -169,7 +161,6 @@ def save_and_evaluate(self:SFTTrainer, t:int):
     every,keep = (self.args[k] for k in ('evaluate_interval', 'model_save_interval'))
     if t and keep and t%keep==0 and t<self.total:
         self.save(self.out/'checkpoints'/f'iter{t:06d}', self.optimizer)
-        if self.group.is_main: prune_checkpoints(self.out/'checkpoints', self.args['keep_checkpoints'])
     if t==self.total or (t and every and t%every==0):
         self.evaluate_heldout(t)
         self.experiment_tracker.log_scores(self.measured[t], t)
@@ -192,7 +183,7 @@ def train(self:SFTTrainer)->dict: # What `summary.json` holds; None in all proce
                     bar.set_postfix(loss=f"{m['loss']:.3f}", refresh=False)
                     bar.update()
                     self.save_and_evaluate(self.global_step)
-                    self.sync_interrupt()
+                    sync_interrupt(self.stop, self.group)
                 self.flush()
         except StopRequested:
             if self.global_step: self.save(self.out/'checkpoints'/f'iter{self.global_step:06d}', self.optimizer)
@@ -201,4 +192,4 @@ def train(self:SFTTrainer)->dict: # What `summary.json` holds; None in all proce
         finally: self.experiment_tracker.finish()
         digest = self.save(self.out/'model')
     learned = dict(before=self.learned[0].asdict(), after=self.learned[self.total].asdict())
-    if self.group.is_main: return write_summary(self.out, self.measured, 'd_prime_loglinear', digest, learned=learned)
+    if self.group.is_main: return write_summary(self.out, self.measured, 'd_prime_loglinear', digest, self.group.world_size, learned=learned)
