@@ -118,7 +118,7 @@ def worth_verdict(
 )->str: # One sentence
     "What the difference says."
     marked = [what for k,what in flag_meaning.items() if any(k in found for found in d.flags)]
-    why = d.reason or ' and '.join(marked) + (', and d′ depends on its correction there' if marked else '')
+    why = d.reason or marked and f"d′ depends on its correction ({'; '.join(marked)})"
     if why: return f'Whether training was worth more than a threshold cannot be said: {why}.'
     low,high = d.ci
     if low>0: return 'Training was worth more than a threshold on the log-odds before it.'
