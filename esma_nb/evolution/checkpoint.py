@@ -53,7 +53,7 @@ def noise_sha256(master, key)->str: # Of the first slice of the noise of the lar
 
 def check_machine(master, line): # A ValueError where a line of a journal was written on a machine that computes otherwise
     here,i = device_type(master),line['iteration']
-    if line.get('device', here)!=here: raise ValueError(f"iteration {i} was computed on {line['device']}, which rounds otherwise than {here}: give --device {line['device']}")
+    if line.get('device', here)!=here: raise ValueError(f"iteration {i} was computed on {line['device']}, which may round otherwise than {here}: give --device {line['device']}")
     if line.get('noise_sha256') not in (None, noise_sha256(master, tuple(line['members'][0][0]))):
         raise ValueError(f"iteration {i} was computed with other noise than this machine generates: go on with the kind of GPU or processor, and the version of torch, that the run was made with")
 

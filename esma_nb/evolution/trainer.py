@@ -224,7 +224,7 @@ def training_step(self:ESTrainer)->dict: # The line of metrics
     if t%10==0 or t+1==a['num_iterations']: line['model_sha256'] = self.check_same_weights()
     metric = dict(iteration=t+1, **telemetry(results), **phases)
     line['noise_sha256'] = noise_sha256(self.master, line['members'][0][0])
-    if a['optimizer']=='adam': line['device'] = device_type(self.master) # Its divisions are rounded differently on a GPU
+    if a['optimizer']=='adam': line['device'] = device_type(self.master) # Its divisions may be rounded differently on a GPU
     line['sha256'] = sha256_json(line)[:16]
     if self.group.is_main:
         append_lines(self.out/'metrics.jsonl', [metric])
