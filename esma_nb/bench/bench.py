@@ -91,7 +91,9 @@ def plot_phases(
     ax.set(yticks=range(len(result)), yticklabels=result, xlabel='seconds per iteration', xlim=(0, 1.25*longest))
     ax.invert_yaxis()
     fig.tight_layout()
-    if path: fig.savefig(path)
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        fig.savefig(path)
     return fig
 
 def check_figure_path(path): # Refuse an unknown suffix before anything is timed
@@ -187,6 +189,7 @@ def bench(
     "Time one iteration of evolution in several implementations, on your model and your machine."
     if any(n.startswith('vllm') for n in baselines or titles if find_spec('vllm')): prepare_environment() # Before torch is imported
     names = known_baselines(baselines, device)
+    if population_size<2 or population_size%2: raise ValueError(f"population_size is {population_size}: members are mirrored pairs, so give an even number")
     for path in filter(None, (json, figure)): check_output_path(path)
     if figure: check_figure_path(figure)
     if evaluation is not None:
@@ -209,6 +212,6 @@ def bench(
         num_data_per_iteration=len(rows), repeats=repeats, peaks=peaks,
         weights=sum(p.numel() for p in net.parameters()), baselines=result)
     if json: write_json(json, about)
-    if figure: plot_phases(result, figure)
     print_result(about)
+    if figure: plot_phases(result, figure)
     return about

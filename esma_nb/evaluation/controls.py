@@ -148,7 +148,7 @@ def other_wording(name, rows, records, lead, seed)->Control:
     "The same model under another meta prompt."
     other = columns(records)
     c = evaluate_control(name, difference_to_chance(other, seed), lead,
-        'its claims still predict its answers', 'its claims are no better than chance there')
+        'its claims still predict its answers', 'its claims are not shown to be better than chance there')
     if c.passed is False and c.differences[lead].ci[1]<0: c.says = 'its claims are reversed'
     return Control(name, differences(other, rows), c.passed, c.says)
 
@@ -171,7 +171,7 @@ def controls(
     other_prompts = dict({f'wording {k}': v for k,v in meta_prompts.items()}, **({'reversed prompt': reversed} if reversed else {}))
     return [
         evaluate_control('claims shuffled', difference_to_chance(rows, seed), lead,
-            'its claims predict its answers', 'its claims are no better than chance'),
+            'its claims predict its answers', 'its claims are not shown to be better than chance'),
         evaluate_control('surface features', differences(by_features, rows), lead,
             'its claims predict more than these', 'length, digits and question word may predict as much'),
         *(swap_answers(k, rows, v, lead) for k,v in answers.items()),

@@ -240,7 +240,7 @@ def resume(self:ESTrainer):
     check_journal(self.journal, self.out/'journal.jsonl')
     if self.done>self.args['num_iterations']:
         raise ValueError(f"{self.done} iterations are done already: raise --num_iterations to {self.done} or more")
-    if self.journal and self.journal[-1]['questions_sha256']!=sha256_questions(self.questions_of(self.done-1)):
+    if self.journal and self.journal[-1].get('questions_sha256')!=sha256_questions(self.questions_of(self.done-1)):
         raise ValueError(f"these are other questions than when the run in {self.out} began: restore them, or name another --output_dir")
     if self.group.is_main:
         kept = [m for m in read_lines(self.out/'metrics.jsonl') if m['iteration']<=self.done]

@@ -8,7 +8,7 @@ __all__ = ['fields', 'as_in_eval', 'sweep_points', 'patch_in_memory', 'check_nam
            'open_sweep', 'with_progress', 'parse_seed', 'load_vllm', 'write_results', 'sweep']
 
 # %% ../../nbs/patching/07_sweep.ipynb #f9631a0b
-import csv
+import csv,shutil
 from inspect import signature
 from pathlib import Path
 import numpy as np
@@ -138,14 +138,17 @@ def points_from_args(p, rules, seeds)->dict: # `sweep_points`, from arguments of
 def open_sweep(out, before, tuned, args, **more): # Create or reopen the run folder; the `Delta` between `before`, the base's `Weights`, and `tuned`
     from esma_nb.patching.deltas import check_base,extract,open_delta
     from esma_nb.patching.tensors import open_weights,sha256_weights
-    path = out/'delta.safetensors'
+    path,is_new = out/'delta.safetensors',not out.exists()
     if Path(tuned).is_file():
         check_base(delta := open_delta(tuned), before)
         open_run(out, args | dict(changes=delta.metadata), **more)
         return delta
     after = open_weights(tuned)
     open_run(out, args | dict(base_sha256=sha256_weights(before), tuned_sha256=sha256_weights(after)), **more)
-    return open_delta(path) if path.exists() else extract(before, after, path, names=(args['base'], tuned))
+    try: return open_delta(path) if path.exists() else extract(before, after, path, names=(args['base'], tuned))
+    except ValueError:
+        if is_new: shutil.rmtree(out) # Two models that do not fit: a corrected command can have the folder
+        raise
 
 def with_progress(work, out, total)->list: # Call `work` with a callback for a progress bar, holding the run folder
     from tqdm import tqdm
