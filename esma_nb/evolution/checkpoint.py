@@ -25,7 +25,7 @@ from .es import MasterWeights,fingerprint
 def make_master_weights(
     model, # In float32, as it was loaded
     args:dict, # `perturbation`, `rank`, `optimizer`, `momentum` and `weight_decay`
-    **options, # Further arguments of `MasterWeights`: `sink` and `written`
+    **options, # Further arguments of `MasterWeights`: `sink`, `written` and `clone`
 ): # A `MasterWeights`
     "The master weights of a run, with its kind of noise and its optimizer."
     is_low,noise = args['perturbation']=='lowrank',noises[args.get('noise', 'gaussian')][1]

@@ -47,10 +47,11 @@ class MasterWeights:
         optimizer=None, # An optimizer that applies an estimate, such as `Momentum`; default: add it
         sink=None, # From parameters by name to what is written to, such as `vllm_weights`; default: the parameters
         written=lambda: None, # Called after each write, such as `forget_prefixes`
+        clone:bool=True, # False: the model's float32 tensors become the master weights, because its parameters are about to be cast
     ):
         self.params = {n: p for n,p in model.named_parameters() if include(n, p)}
         if not self.params: raise ValueError("no parameter is trained: `include` returned False for all of them")
-        self.weights = {n: p.detach().float() if sink else p.detach().float().clone() for n,p in self.params.items()}
+        self.weights = {n: p.detach().float().clone() if clone and not sink else p.detach().float() for n,p in self.params.items()}
         if sink: self.params = sink(self.params)
         self.written = written
         self.untrained = {n: p.detach().float().clone() for n,p in model.named_parameters() if n not in self.params}

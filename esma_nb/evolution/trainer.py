@@ -75,11 +75,12 @@ class ESTrainer:
         a,protocol = self.args,training_protocol(self.args)
         self.match = graders[protocol['matcher']]
         self.sample_token = token_sampler(protocol, self.model, a['seed'], 'vllm' if self.llm else 'hf')
-        to_vllm = dict(sink=partial(vllm_weights, self.llm), written=partial(forget_prefixes, self.llm)) # vLLM caches prefixes
-        self.master = make_master_weights(self.model, a, **(to_vllm if self.llm else {}))
-        self.sharded = ShardedUpdate(self.master.weights, self.group) if a['update']=='sharded' else None
         dtype = compute_dtype(a['dtype'], self.model.device)
-        if not self.llm: cast_parameters(self.model, pick_dtype(dtype, self.model.device))
+        working = pick_dtype(dtype, self.model.device)
+        to_vllm = dict(sink=partial(vllm_weights, self.llm), written=partial(forget_prefixes, self.llm)) # vLLM caches prefixes
+        self.master = make_master_weights(self.model, a, **(to_vllm if self.llm else dict(clone=working==torch.float32)))
+        self.sharded = ShardedUpdate(self.master.weights, self.group) if a['update']=='sharded' else None
+        if not self.llm: cast_parameters(self.model, working)
         self.lowrank_generate = None
         self.set_up_vllm() if self.llm else self.set_up_engines()
         self.journal,self.measured,self.stop,self.tracker,self.digest = [],{},[],Tracker('none', self.out),None
