@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import evidence
 from evidence import found,home,planned,ways
+from esma_nb.core.runs import read_lines
 from esma_nb.evaluation.records import load_records
+from esma_nb.evolution.checkpoint import check_journal
 
 def test_tables_are_those_of_the_records():
     recorded = json.loads((home/'evidence'/'tables.json').read_text(encoding='utf-8'))
@@ -24,6 +26,13 @@ def test_every_record_is_of_a_planned_run(tmp_path):
     (tmp_path/'half_known.jsonl').touch()
     names = {name for name,_ in planned(tmp_path, tmp_path)}
     assert {p.parent.name for p in (home/'evidence').glob('*/summary.json')}<=names
+
+def test_unfinished_runs_are_planned_and_can_go_on(tmp_path):
+    (tmp_path/'half_known.jsonl').touch()
+    names = {name for name,_ in planned(tmp_path, tmp_path)}
+    for path in (home/'evidence'/'unfinished').glob('*/journal.jsonl'):
+        assert path.parent.name in names and not (home/'evidence'/path.parent.name).exists()
+        check_journal(read_lines(path), path)
 
 def test_the_plan_is_older_than_its_runs_and_unchanged():
     "By the clock in each run's args.json; git knows when the plan was committed, and what it said above its deviations."

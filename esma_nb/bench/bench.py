@@ -187,14 +187,14 @@ def bench(
     figure:str=None, # File to draw the bars to, such as speed.svg
 ):
     "Time one iteration of evolution in several implementations, on your model and your machine."
-    if any(n.startswith('vllm') for n in baselines or titles if find_spec('vllm')): prepare_environment() # Before torch is imported
+    if find_spec('vllm') and any(n.startswith('vllm') for n in baselines or titles): prepare_environment() # Before torch is imported
     names = known_baselines(baselines, device)
-    if population_size<2 or population_size%2: raise ValueError(f"population_size is {population_size}: members are mirrored pairs, so give an even number")
     for path in filter(None, (json, figure)): check_output_path(path)
     if figure: check_figure_path(figure)
     if evaluation is not None:
         if baselines or figure: raise ValueError('--evaluation has no --baselines and no --figure: leave them out')
         return bench_evaluation(model, dataset, split, data_dir, evaluation, batch_size, dtype, device, json)
+    if population_size%2 and {*names}-{'naive', 'bfloat16', 'same'}: raise ValueError(f"population_size is {population_size}: the members of {', '.join(names)} are mirrored pairs, so give an even number")
     import torch
     from esma_nb.datasets.registry import load_rows
     from esma_nb.bench.roofline import machine_peaks

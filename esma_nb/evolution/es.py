@@ -57,16 +57,17 @@ class MasterWeights:
         self.untrained = {n: p.detach().float().clone() for n,p in model.named_parameters() if n not in self.params}
         self.model,self.noise,self.total,self.optimizer = model,noise,total,optimizer
 
+    @property
+    def device(self)->torch.device: return next(iter(self.weights.values())).device
+
 # %% ../../nbs/evolution/03_es.ipynb #9c3d1c7d
 @patch
 def map_tensors(self:MasterWeights, work, names=None)->dict: # By name what `work` returned, in the order of the names
     "Call `work(name, master weights)` for all tensors or those in `names`, on a CPU several at a time."
     names = self.weights if names is None else names
     order = sorted(names, key=lambda n: -self.weights[n].numel())
-    def one(n):
-        with torch.no_grad(): return work(n, self.weights[n])
-    on_cpu = all(self.weights[n].device.type=='cpu' for n in order[:1])
-    result = dict(zip(order, parallel_map(one, order) if on_cpu else map(one, order))) # On a GPU, threads would only cost memory
+    apply = parallel_map if self.device.type=='cpu' else map # On a GPU, threads would only cost memory
+    with torch.no_grad(): result = dict(zip(order, apply(lambda n: work(n, self.weights[n]), order)))
     return {n: result[n] for n in names}
 
 @patch

@@ -130,6 +130,7 @@ def measure(
     tidy()
     return found
 
+# %% ../../nbs/evolution/06_telemetry.ipynb #7c13e069
 def best_measurement(
     measured:dict, # `MetaScores` by iteration; 0 is the untrained model
     by:str='d_prime_loglinear', # Name of the score that decides

@@ -137,6 +137,7 @@ def try_out(run, claim:str):
     if claim in ('logits', 'p_true') and not run.claim.prompts and all(r.unparsed for r in records):
         raise ValueError(f"the claim {claim} needs log-odds, and this model has no single token for one of the 2 words: use the claim {'meta' if claim=='logits' else 'percent'}")
 
+# %% ../../nbs/evolution/08_train.ipynb #02a62c34
 def load_questions(args:dict, clean:bool=True)->tuple: # Rows to train on, held-out rows, and counts of what was left out
     from esma_nb.engines.models import find_model
     find_model(args['model'])
@@ -198,6 +199,7 @@ def estimated_memory(run)->float: # Bytes
     working = 0 if run.llm else len(run.replicas) * (.5 if compute_dtype(a['dtype'], run.model.device)=='bfloat16' else 1)
     return weights*(1+copies+working) + min(cache, weights if cache>=weights else 0)
 
+# %% ../../nbs/evolution/08_train.ipynb #2e36e3c1
 def format_results(out:Path, result:dict)->str: # The last lines of the command
     def scored(k, name): return replace(scores(load_records(out/'records'/f'{name}.jsonl')), reward=result[k].get('reward'))
     ends = dict(before=scored('before', 'before'), after=scored('after', f"iter{result['iterations']:06d}"))

@@ -34,7 +34,7 @@ from ..integrations.trackers import Tracker,tracker
 from .noise import cached_noise,noises
 from .lowrank import LowRankBatch,lowrank_engine,lowrank_factors
 from .population import ShardedUpdate,es_iteration,evaluate_lowrank_batch,evaluate_parallel
-from .checkpoint import StopRequested,check_interrupt,check_journal,defer_interrupts,device_type,make_master_weights,noise_sha256,prune_checkpoints,resume_weights,save_checkpoint,sha256_master,sync_interrupt
+from .checkpoint import StopRequested,check_interrupt,check_journal,defer_interrupts,make_master_weights,noise_sha256,prune_checkpoints,resume_weights,save_checkpoint,sha256_master,sync_interrupt
 from .telemetry import best_measurement,measure,member_result,progress_summary,score_line,should_stop_early,telemetry,write_summary
 
 # %% ../../nbs/evolution/07_trainer.ipynb #c3682a1d
@@ -225,7 +225,7 @@ def training_step(self:ESTrainer)->dict: # The line of metrics
     if t%10==0 or t+1==a['num_iterations']: line['model_sha256'] = self.check_same_weights()
     metric = dict(iteration=t+1, **telemetry(results), **phases)
     line['noise_sha256'] = noise_sha256(self.master, line['members'][0][0])
-    if a['optimizer']=='adam': line['device'] = device_type(self.master) # Its divisions may be rounded differently on a GPU
+    if a['optimizer']=='adam': line['device'] = self.master.device.type # Its divisions may be rounded differently on a GPU
     line['sha256'] = sha256_json(line)[:16]
     if self.group.is_main:
         append_lines(self.out/'metrics.jsonl', [metric])
