@@ -65,7 +65,7 @@ PARTED = '''
 import os
 from pathlib import Path
 from esma_nb.engines.models import load_model
-from esma_nb.evolution.population import ProcessGroup
+from esma_nb.evolution.distributed import ProcessGroup
 team = ProcessGroup(cpu=True)
 load_model('demo', 'float32', 'cpu')
 team.close()

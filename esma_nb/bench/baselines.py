@@ -24,7 +24,7 @@ from ..engines.vllm import launch_vllm
 from ..evaluation.records import columns
 from ..evaluation.evaluate import evaluate
 from ..evolution.es import standardize
-from ..evolution.population import ProcessGroup
+from ..evolution.distributed import ProcessGroup
 from ..evolution.telemetry import column_reward
 from ..evolution.trainer import ESTrainer
 from .roofline import synchronize_device

@@ -70,7 +70,7 @@ def run(args:dict, output_dir:str, make_examples, by)->dict: # What `summary.jso
     "Check the arguments, prepare, train and print the scores; the model card names `by`, the command."
     check(args)
     out = Path(output_dir or f"out/{Path(args['model']).name}-{args['task']}-seed{args['seed']}")
-    from esma_nb.evolution.population import ProcessGroup
+    from esma_nb.evolution.distributed import ProcessGroup
     group = ProcessGroup(cpu=args['device']=='cpu')
     def log(text):
         if group.is_main: print(text, flush=True)
