@@ -3,7 +3,8 @@ import asyncio,gzip,json,re,time
 from math import inf,nan
 import pytest
 from servers import KEY,Server
-from esma_nb.api.client import APIEngine,gather_or_cancel
+from esma_nb.api.client import APIEngine
+from esma_nb.api.concurrency import gather_or_cancel
 from esma_nb.prompts.elicitation import logits_claim,meta_claim
 from esma_nb.evaluation.records import failures,load_records,record,scores
 from esma_nb.evaluation.protocol import resolve_protocol,build_claim

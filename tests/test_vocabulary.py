@@ -12,7 +12,7 @@ PRIVATE = set('''Team Master Share Campaign Course Reply LeanReader Crew crew ha
 # As the name of a function, class or argument; elsewhere they are ordinary words
 FUNCTIONS = set('ask wait part hand write_home home step population places share go advance between together held_out outcome reader through look far seen live limits differs where exchange clip'.split())
 # Arguments that are the field's own words there
-FINE = {('integrations/trackers.py', 'step'), ('engines/decoding.py', 'step'), ('api/client.py', 'wait'), ('engines/hf.py', 'part'),
+FINE = {('integrations/trackers.py', 'step'), ('engines/decoding.py', 'step'), ('api/concurrency.py', 'wait'), ('engines/hf.py', 'part'),
     ('prompts/claim_parsing.py', 'part'), ('evolution/train.py', 'held_out'), ('integrations/trackers.py', 'held_out'), ('datasets/registry.py', 'where')}
 
 def names(tree):

@@ -16,8 +16,9 @@ from fastcore.meta import delegates
 from ..metrics.matching import matchers
 from ..core.cli import command
 from ..core.runs import append_lines,lock_run,read_json,read_lines,atomic_write,write_json
-from ..api.chat_completions import max_token_usage,cost,parse_price
-from ..api.client import APIEngine,api_key_from,gather_or_cancel
+from ..api.requests import api_key_from,cost,max_token_usage,parse_price
+from ..api.concurrency import gather_or_cancel
+from ..api.client import APIEngine
 from ..prompts.elicitation import claim_prompts
 from ..signals.elicit import signal_prompts,signal_scores
 from .records import failures,load_records,record
