@@ -84,6 +84,24 @@ def test_arms_are_compared_with_base(tmp_path, monkeypatch):
     assert better['ci'][0]>.2 and better['corrected_ci'][0]<better['ci'][0] and same['mean']==0 and len(same['each'])==3
     assert all(rows[a, k]['mean']==0 for a in ('auroc', 'sft-meta') for k in ('accuracy', 'yes_rate', 'readable', 'alignment'))
     assert ('auroc', 'd_prime_less_threshold') not in rows and rows['sft-meta', 'd_prime_less_threshold']['flags']
+    assert same['corrected_ci']==[0, 0] or same['corrected_ci'][0]<0<same['corrected_ci'][1]
+    assert all(rows[a, 'auroc_of_same_answers']['mean']==rows[a, 'auroc']['mean'] for a in ('auroc', 'sft-meta'))
+    assert any('sft-meta: auroc is not shown' in l for l in evidence.against([*rows.values()])) and not any(l.startswith('auroc') for l in evidence.against([*rows.values()]))
     changed = evidence.heldout_rows()
     assert len(changed)==6 and all(c['heldout']['n']==240 and c['answers']['nq_open']['gained']==0 for c in changed)
     assert evidence.of_noise() is None
+    put('sft-meta-2-nq_open', 'meta', [l | dict(yes=None, unparsed=True) for l in base['nq_open']])
+    mute = {r['outcome']: r for r in evidence.arm_rows() if r['arm']=='sft-meta'}
+    assert mute['yes_rate']['mean'] is None and 'not defined in every run' in mute['yes_rate']['reason'] and mute['accuracy']['mean']==0
+    evidence.found()
+
+def test_a_shorter_journal_does_not_take_the_place_of_a_longer_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, 'home', tmp_path/'home')
+    def journal(where, n):
+        where.mkdir(parents=True, exist_ok=True)
+        for name in ('args.json', 'journal.jsonl', 'metrics.jsonl'): (where/name).write_text('{}\n'*n)
+    kept = tmp_path/'home'/'evidence'/'unfinished'/'auroc-1'
+    for n,expected in ((4, 4), (3, 4), (5, 5)):
+        journal(tmp_path/'out'/'auroc-1', n)
+        evidence.pause(tmp_path/'out')
+        assert len(read_lines(kept/'journal.jsonl'))==expected

@@ -18,9 +18,9 @@ from scipy.stats import t
 from esma_nb.core.runs import append_lines,atomic_write,read_json,read_lines,write_json
 from esma_nb.datasets.registry import load_rows
 from esma_nb.metrics.scores import markdown_table
-from esma_nb.metrics.signal_detection import flags
+from esma_nb.metrics.signal_detection import count_cells,flags
 from esma_nb.evaluation.paired import differences,join_records,mcnemar,pooled_difference
-from esma_nb.evaluation.recalibration import best_threshold
+from esma_nb.evaluation.recalibration import as_many_yes,best_threshold
 from esma_nb.evaluation.records import columns,load_records,record_files,scores
 
 home = Path(__file__).parents[1]/'runs'
@@ -75,7 +75,8 @@ def run(out:str, hours:str='1e9', *names):
 def pause(out:str): # A journal is enough to go on from: the weights are made again from the base model
     for journal in Path(out).glob('*/journal.jsonl'):
         run = journal.parent
-        if (home/'evidence'/run.name/'summary.json').exists(): continue
+        kept = home/'evidence'/'unfinished'/run.name/'journal.jsonl'
+        if (home/'evidence'/run.name/'summary.json').exists() or kept.exists() and len(read_lines(kept))>=len(read_lines(journal)): continue
         with atomic_write(home/'evidence'/'unfinished'/run.name) as draft:
             draft.mkdir()
             for name in ('args.json', 'journal.jsonl', 'metrics.jsonl'): (draft/name).write_bytes((run/name).read_bytes())
@@ -104,15 +105,22 @@ def with_line(rows:list)->list: # Claims from the threshold
     line = threshold()
     return [replace(r, yes=None if r.log_odds is None else r.log_odds>line, unparsed=r.log_odds is None) for r in rows]
 
-def readable(rows:list)->list: # With `correct` for: the claim is Yes or No
-    return [replace(r, correct=not r.unparsed) for r in rows]
+# From the joined records of the start and of an arm to the pair that is compared
+def as_they_are(start, arm): return start,arm
+def less_threshold(start, arm): return with_line(start),arm
+def less_matched(start, arm): return as_many_yes(start, arm),arm
+def of_same_answers(start, arm): return start,[replace(b, correct=a.correct) for a,b in zip(start, arm)]
+def less_threshold_if_all_count(start, arm): return with_line(start),[replace(r, yes=not r.correct) if r.unparsed else r for r in arm]
+def of_readability(start, arm): return tuple([replace(r, correct=not r.unparsed) for r in rows] for rows in (start, arm))
 
-def outcome(arm:str, measure:str, of_base=list, of_arm=list, confidence:float=.95, questions=sets): # A `PooledDifference` of an arm and base, each seen through a function of its records
-    def joined(s):
-        rows,_ = join_records(dict(base=of_base(records(f'base-{s}'))) | {seed: of_arm(records(f'{arm}-{seed}-{s}')) for seed in complete(arm)})
-        return [columns(r) for r in rows.values()]
-    first,*others = zip(*map(joined, questions))
-    return pooled_difference(list(first), [list(o) for o in others], measure, confidence)
+def outcome(arm:str, measure:str, view=as_they_are, confidence:float=.95, questions=sets, start:str='base'): # A `PooledDifference` of an arm and its start, the same for all seeds or with {seed}
+    seeds = complete(arm)
+    def joined(s): # A list of starts and a list of arms, one for each seed
+        starts = {f'start {seed}': records(f'{start.format(seed=seed)}-{s}') for seed in seeds}
+        rows,_ = join_records(starts | {seed: records(f'{arm}-{seed}-{s}') for seed in seeds})
+        return zip(*([columns(r) for r in view(rows[f'start {seed}'], rows[seed])] for seed in seeds))
+    firsts,seconds = zip(*map(joined, questions))
+    return pooled_difference([list(f) for f in firsts], [list(x) for x in zip(*seconds)], measure, confidence)
 
 def curves(way)->dict: # By seed the lines of its held-out scores, by iteration
     runs = {seed: home/'evidence'/f'demo-{way}-{seed}' for seed in range(10)}
@@ -149,23 +157,43 @@ def base_rows()->list: # The untrained model
     fields = 'n', 'accuracy', 'accuracy_ci', 'unparsed', 'yes_rate', 'auroc', 'auroc_ci', 'd_prime_loglinear', 'flags'
     return [dict(set=q) | {k: getattr(scores(records(f'base-{q}')), k) for k in fields} for q in sets]
 
-primary = { # Name: measure, and the functions through which the records of base and of the arm are seen
-    'auroc': ('auroc', list, list), 'd_prime_less_threshold': ('d_prime_loglinear', with_line, list)}
-secondary = {'accuracy': ('accuracy', list, list), 'yes_rate': ('yes_rate', list, list), 'readable': ('accuracy', readable, readable), 'alignment': ('alignment', list, list)}
+primary = {'auroc': ('auroc', as_they_are), 'd_prime_less_threshold': ('d_prime_loglinear', less_threshold)} # Name: measure, and view of the records
+secondary = {'accuracy': ('accuracy', as_they_are), 'yes_rate': ('yes_rate', as_they_are), 'readable': ('accuracy', of_readability), 'alignment': ('alignment', as_they_are),
+    'auroc_of_same_answers': ('auroc', of_same_answers), 'd_prime_less_matched': ('d_prime_loglinear', less_matched),
+    'balanced_accuracy_less_threshold': ('balanced_accuracy', less_threshold_if_all_count)}
+of_words = 'd_prime_less_threshold', 'd_prime_less_matched', 'balanced_accuracy_less_threshold' # No outcomes of the arms that are not paid for words
 corrected = 1-.05/8 # Of 8 comparisons
 
 def flagged(arm)->list: # The flags of d′ of an arm's words, of all its seeds and sets: with one, its d′ is no finding
-    return sorted({f for seed in complete(arm) for s in sets for f in scores(records(f'{arm}-{seed}-{s}')).flags})
+    return sorted({f for seed in complete(arm) for s in sets for f in dprime_flags(records(f'{arm}-{seed}-{s}'))})
+
+def dprime_flags(rows)->list: return flags(count_cells(*(columns(rows)[k] for k in ('correct', 'yes'))).values())
 
 def finished()->list: return [arm for arm in arms if len(complete(arm))==len(seeds)]
 
+def arm_row(arm, name, measure, view, start='base')->dict: # With the reason where an outcome is not defined in every run
+    row = dict(arm=arm, outcome=name, seeds=len(complete(arm)), flags=flagged(arm)*name.startswith('d_prime'))
+    try: d,wide = (outcome(arm, measure, view, c, start=start) for c in (.95, corrected))
+    except ValueError as e: return row | dict(mean=None, ci=None, corrected_ci=None, each=None, reason=str(e))
+    return row | dict(mean=d.mean, ci=d.ci, corrected_ci=wide.ci if name in primary else None, each=d.each, reason=None)
+
 def arm_rows()->list:
-    def row(arm, name, how):
-        d = outcome(arm, *how)
-        wide = outcome(arm, *how, corrected).ci if name in primary else None
-        return dict(arm=arm, outcome=name, seeds=len(d.each), mean=d.mean, ci=d.ci, corrected_ci=wide, each=d.each, flags=flagged(arm)*(name=='d_prime_less_threshold'))
-    return [row(arm, name, how) for arm in finished() for name,how in (primary | secondary).items()
-        if name!='d_prime_less_threshold' or not arm.startswith('auroc')]
+    rows = [arm_row(arm, name, *how) for arm in finished() for name,how in (primary | secondary).items() if name not in of_words or not arm.startswith('auroc')]
+    if {'balanced', 'sft-meta'}<={*finished()}: # What evolution adds to its start
+        rows += [arm_row('balanced', f'{name}_less_sft_meta', measure, as_they_are, 'sft-meta-{seed}') for name,measure in dict(auroc='auroc', d_prime='d_prime_loglinear', accuracy='accuracy').items()]
+    return rows
+
+def against(rows:list)->list: # What the plan counts against an arm, by its rows
+    def of(arm, name): return next(r for r in rows if (r['arm'], r['outcome'])==(arm, name))
+    found = []
+    for arm in finished():
+        accuracy = of(arm, 'accuracy')
+        if accuracy['mean']<-.03: found.append(f"{arm}: accuracy {accuracy['mean']:+.3f}")
+        for name in primary:
+            r = next((r for r in rows if (r['arm'], r['outcome'])==(arm, name)), None)
+            if r and r['each'] and len({x>0 for x in r['each']})>1: found.append(f'{arm}: the seeds disagree in the sign of {name}')
+            if r and r['ci'] and r['corrected_ci'][0]<=0: found.append(f"{arm}: {name} is not shown to rise; 99.4 % interval {r['corrected_ci'][0]:+.3f} to {r['corrected_ci'][1]:+.3f}")
+    return found
 
 def heldout_rows()->list: # By arm and seed: the 240 questions of the pool before and after training, and by set the answers that changed
     def change(arm, seed):
@@ -180,18 +208,20 @@ def heldout_rows()->list: # By arm and seed: the 240 questions of the pool befor
 
 def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the one with gaussian noise, by seed and pooled over them
     if not {'auroc', 'auroc-rademacher'}<={*finished()}: return None
-    gaussian,rademacher = (outcome(arm, 'auroc').each for arm in ('auroc', 'auroc-rademacher'))
+    gaussian,rademacher = (arm_row(arm, 'auroc', *primary['auroc'])['each'] for arm in ('auroc', 'auroc-rademacher'))
+    if None in (gaussian, rademacher): return None
     return t_interval(np.subtract(rademacher, gaussian)) | dict(each=np.subtract(rademacher, gaussian).tolist())
 
-def found()->dict: return dict(base=base_rows(), arms=arm_rows(), heldout=heldout_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
+def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), against=against(rows), heldout=heldout_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
 
-def shown(mean, ci): return f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
+def shown(mean, ci): return '–' if mean is None else f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
 def tables():
     made = found()
     write_json(home/'evidence'/'tables.json', made)
     print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
-        shown(r['mean'], r['corrected_ci']) if r['corrected_ci'] else '', ' '.join(f'{x:+.3f}' for x in r['each']), ' '.join(r['flags'])] for r in made['arms'])]))
+        shown(r['mean'], r['corrected_ci']) if r['corrected_ci'] else '', ' '.join(f'{x:+.3f}' for x in r['each'] or []), ' '.join(r['flags']) or r['reason'] or ''] for r in made['arms'])]))
+    print(*(f'- {line}' for line in made['against']), sep='\n')
     def difference(r, k): return shown(**r[k]) if r[k] else ''
     print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 %', 'AUROC less esma, 99 %', 'accuracy less esma, 99 %', 'seeds with a flag', 'replies until d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
         *(difference(r, k) for k in ('less_esma', 'auroc_less_esma', 'accuracy_less_esma')), ' '.join(map(str, r['flagged'])), ' '.join(str(x or '–') for x in r['replies'])] for r in made['miniature'])]))

@@ -114,12 +114,12 @@ def tracking_lines(c:Comparison)->list: # A table; empty where no run recorded i
 def worth_lines(c:Comparison)->list: # A table and a sentence; empty without log-odds
     "Would a threshold on the log-odds of the first run do as well as the last run?"
     if not c.worth: return []
-    names = dict(words=f'{c.last}, its words', threshold=f'{c.last}, with a threshold too')
+    names = dict(as_many_yes='d′, threshold with as many Yes', fitted='balanced accuracy, threshold fitted on other questions')
     def cells(d): return zip((format_value(d.first), format_value(d.second), format_value(d.difference, d.ci, '+')), (*d.flags, sum(d.flags, [])))
     lines = [[names[k], str(d.n), *(bracket_flagged(*cell) for cell in cells(d))] for k,d in c.worth.items()]
     return [f'### More than a threshold on the log-odds of {c.first}?', '',
-        markdown_table([['d′ by the claims of', 'questions', f'{c.first}, with a threshold', 'this', 'difference'], *lines]), '',
-        worth_verdict(c.worth['words']) + ' Thresholds are fitted on other questions than they are used on (5 parts).', '']
+        markdown_table([['', 'questions', f'{c.first}, with the threshold', f'{c.last}, its words', 'difference'], *lines]), '',
+        worth_verdict(c.worth), '']
 
 # %% ../../nbs/evaluation/08_compare.ipynb #164d3e41
 def forgetting_table(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['measures', 'index_by_id', 'join_records', 'check_same_question', 'rate_influence', 'dprime_influence',
-           'auroc_influence', 'influences', 'Difference', 'shared_log_odds', 'differences', 'difference',
-           'PooledDifference', 'seed_covariance', 'pooled_difference', 'mcnemar']
+           'auroc_influence', 'balanced_influence', 'influences', 'Difference', 'shared_log_odds', 'differences',
+           'difference', 'PooledDifference', 'seed_covariance', 'pooled_difference', 'mcnemar']
 
 # %% ../../nbs/evaluation/03_paired.ipynb #b7959bc0
 from dataclasses import dataclass,field
@@ -83,9 +83,13 @@ def auroc_influence(right, odds)->tuple: # `odds` has NaN for unknown
     return area,pull,max(pull@pull * few/max(few-1, 1), floor)
 
 # %% ../../nbs/evaluation/03_paired.ipynb #a700d47a
+def balanced_influence(right, said)->tuple: # The mean of the share of Yes on right answers and the share of No on wrong ones
+    sides = [rate_influence(np.where(side, hit, np.nan)) for side,hit in ((right, said), (~right, 1-said))]
+    return tuple(sum(x)/k for x,k in zip(zip(*sides), (2, 2, 4)))
+
 def influences(
     rows:dict, # `columns` of joined records
-)->dict: # For each of `measures` its value, the influence of every row, and its variance; NaN where it is not defined
+)->dict: # For each of `measures` and `balanced_accuracy` its value, the influence of every row, and its variance; NaN where it is not defined
     "The measures of a run, and the influence of each row on them."
     correct = check_bits(rows['correct'], 'correct')
     if None in correct: raise ValueError("a question that failed has no outcome to compare: join the runs first")
@@ -93,7 +97,7 @@ def influences(
     said,odds = (np.array([np.nan if x is None else x for x in rows[k]], float) for k in ('yes', 'log_odds'))
     agree = np.where(np.isnan(said), np.nan, said==right)
     return dict(accuracy=rate_influence(right.astype(float)), yes_rate=rate_influence(said), alignment=rate_influence(agree),
-        d_prime_loglinear=dprime_influence(right, said), auroc=auroc_influence(right, odds))
+        d_prime_loglinear=dprime_influence(right, said), auroc=auroc_influence(right, odds), balanced_accuracy=balanced_influence(right, said))
 
 # %% ../../nbs/evaluation/03_paired.ipynb #bf4a7c4a
 @dataclass
@@ -146,33 +150,32 @@ class PooledDifference:
     each:list # The difference of every seed, mean over the sets
     between:float # Standard deviation of `each`
 
-def seed_covariance(measure, first, seconds)->tuple: # Differences of the seeds on one set, (seeds,), and their covariance over questions, (seeds, seeds)
-    if lengths := {len(rows['correct']) for rows in seconds}-{len(first['correct'])}:
-        raise ValueError(f"{len(first['correct'])} rows and {max(lengths)}: join the runs first")
-    first,*seconds = shared_log_odds(first, *seconds)
-    (a,p,v),found = influences(first)[measure],[influences(rows)[measure] for rows in seconds]
-    q,shared = np.array([q for _,q,_ in found]),np.array([p@q for _,q,_ in found])
-    cov = v + q@q.T - shared[:, None] - shared
-    np.fill_diagonal(cov, [max(0., v+w-2*x) for (_,_,w),x in zip(found, shared)])
-    return np.array([b-a for b,_,_ in found]),cov
+def seed_covariance(measure, firsts, seconds)->tuple: # Differences of the seeds on one set, (seeds,), and their covariance over questions, (seeds, seeds)
+    lengths = [len(rows['correct']) for rows in (*firsts, *seconds)]
+    if len(set(lengths))>1: raise ValueError(f"{lengths[0]} rows and {next(n for n in lengths if n!=lengths[0])}: join the runs first")
+    shared = shared_log_odds(*firsts, *seconds)
+    found = [influences(rows)[measure] for rows in shared]
+    pairs = list(zip(found[:len(firsts)], found[len(firsts):], strict=True))
+    pull = np.array([q-p for (_,p,_),(_,q,_) in pairs])
+    cov = pull@pull.T
+    np.fill_diagonal(cov, [max(0., v+w-2*float(p@q)) for (_,p,v),(_,q,w) in pairs])
+    return np.array([b-a for (a,_,_),(b,_,_) in pairs]),cov
 
 def pooled_difference(
-    first:list, # For each question set the `columns` of the first run
+    first:list, # For each question set the `columns` of the first run; or a list of them, one for each seed
     seconds:list, # For each seed a list like `first`, over the same questions in the same order
-    measure:str='auroc', # One of `measures`
+    measure:str='auroc', # One of `measures`, or `balanced_accuracy`
     confidence:float=.95, # Of the interval, between 0 and 1
 )->PooledDifference:
     "Pool the paired differences of runs with several seeds: mean over seeds and sets, with a random effect for the seed."
-    from scipy.stats import t
+    from scipy.stats import norm,t
     n,k = len(seconds),len(first)
     if n<2: raise ValueError(f"{n} seed: the variance between seeds needs 2 or more")
-    by_set = [seed_covariance(measure, rows, [s[i] for s in seconds]) for i,rows in enumerate(first)]
+    by_set = [seed_covariance(measure, rows if isinstance(rows, list) else [rows]*n, [s[i] for s in seconds]) for i,rows in enumerate(first)]
     each,cov = sum(d for d,_ in by_set)/k,sum(c for _,c in by_set)/k**2
     if np.isnan(each).any(): raise ValueError(f"{label(measure)} is not defined in every run: {requirements.get(measure, 'right and wrong answers with readable claims')}")
-    seeds = each.var(ddof=1)/n
-    variance = cov.mean() + seeds
-    df = (n-1)*(variance/seeds)**2 if seeds else np.inf
-    half = t.ppf((1+confidence)/2, df)*variance**.5
+    questions,seeds,level = cov.mean(),each.var(ddof=1)/n,(1+confidence)/2
+    half = (questions*norm.ppf(level) + seeds*t.ppf(level, n-1))/max(questions+seeds, 1e-300)**.5 # Cochran and Cox: a quantile weighted by the 2 variances
     return PooledDifference(float(each.mean()), [float(each.mean()-half), float(each.mean()+half)], each.tolist(), float(each.std(ddof=1)))
 
 # %% ../../nbs/evaluation/03_paired.ipynb #7fc52ce8
