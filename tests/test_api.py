@@ -190,7 +190,7 @@ def test_a_dialect_is_learned_once(serve):
 def test_a_dripping_server_meets_the_deadline(serve):
     start = time.monotonic()
     _,(reply,) = ask(serve(lambda *_: 'drip'), prompts(1)[:1], timeout=.5, tries=2)
-    assert 'no answer within 0.5 s' in reply.failed and time.monotonic()-start<5
+    assert 'no response within 0.5 s' in reply.failed and time.monotonic()-start<5
 
 def test_order_and_odd_texts(serve):
     server = serve(lambda server, body, n: time.sleep(.02*lot(body['messages'][0]['content'])) or 'fine')

@@ -177,8 +177,8 @@ TABLE = {
     'length is no number': (wire(lambda t: b'HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n'+json.dumps(chat(t)).encode()), ('failed', 'no connection')),
     'no HTTP at all': (wire(lambda t: b'+OK City 1, Yes\r\n'), ('failed', 'no connection')),
     'hangs up': (wire(lambda t: b''), ('failed', 'no connection')),
-    'never ends': (silent, ('failed', 'no answer within 0.4 s')),
-    'too slow': (slow, ('failed', 'no answer within 0.4 s')),
+    'never ends': (silent, ('failed', 'no response within 0.4 s')),
+    'too slow': (slow, ('failed', 'no response within 0.4 s')),
     'chunks that break off': (wire(lambda t: b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"choices"'), ('failed', 'no connection')),
     # Statuses
     '103 before the reply': (wire(lambda t: b'HTTP/1.1 103 Early Hints\r\n\r\n'+plain(json.dumps(chat(t)))), read),

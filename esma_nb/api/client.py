@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..prompts.templates import no_spellings,yes_spellings
 from .chat_completions import APICompletion,closes_unopened_reasoning,decode,parse_completion,usage_number
 from .requests import backoff,chat_request,classify_error,embedded_error_status,error_hints,error_message,parse_base_url
-from .requests import rejected_option,request_options,retry_after,thinking_options
+from .requests import rejected_option,request_options,retry_after,thinking_options,too_long
 from .concurrency import Throttle,gather_or_cancel,run_in_thread
 
 # %% ../../nbs/api/04_client.ipynb #a17e4cdd
@@ -66,7 +66,7 @@ async def send_request(self:APIEngine,
     create = client.chat.completions.with_raw_response.create
     request = chat_request(prompt, request_options, self.max_reasoning_tokens)
     try: raw = await asyncio.wait_for(create(model=self.model, **request), self.timeout)
-    except (asyncio.TimeoutError, APITimeoutError): return 408,f'no answer within {self.timeout:g} s',0.
+    except (asyncio.TimeoutError, APITimeoutError): return 408,f'no response within {self.timeout:g} s',0.
     except APIStatusError as e: return e.status_code,e.response.text,retry_after(e.response.headers)
     except APIConnectionError as e: return 0,f'no connection: {type(e.__cause__).__name__} {e.__cause__}',0.
     return 200,raw.content.decode(errors='replace'),0.
@@ -88,26 +88,26 @@ def next_option(self:APIEngine,
 def suspected_option(self:APIEngine, status, words, sent)->str: # A key of `request_options`, or None
     "The parameter that an error is about; an error that names none may be about an extension of OpenAI's protocol."
     named = rejected_option(words)
-    if named or status not in (400, 422): return named
+    if named or status not in (400, 422) or re.search(too_long, words, re.I): return named
     return next((k for k in ('token_ids', 'thinking') if sent[k][0] is not None and k not in self.accepted_options), None)
 
 @patch
-def classify_response(self:APIEngine, status, text, prompt, sent)->tuple: # `answered` and the reply, or what to do and why
+def classify_response(self:APIEngine, status, text, prompt, sent)->tuple: # `answered` and the reply, or what to do and why; and the status, as it should have been
     "Classify the result of one attempt."
     if status==200:
         try:
             body = decode(text, self.key)
             status = embedded_error_status(body)
-            if status is None: return self.read_completion(body, prompt, sent)
+            if status is None: return *self.read_completion(body, prompt, sent),200
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return 'again',f'broken reply: {error_message(text, self.key)[:80]}'
+            return 'again',f'broken reply: {error_message(text, self.key)[:80]}',200
     words = error_message(text, self.key)
     verdict = classify_error(status, words)
-    if verdict=='refused': return 'answered',APICompletion('', failed=f'refused: {words}')
-    return self.next_option(self.suspected_option(status, words, sent), sent) if verdict=='lost' else verdict,words
+    if verdict=='refused': return 'answered',APICompletion('', failed=f'refused: {words}'),status
+    return self.next_option(self.suspected_option(status, words, sent), sent) if verdict=='lost' else verdict,words,status
 
 @patch
-def read_completion(self:APIEngine, body, prompt, sent)->tuple: # As `classify_response`
+def read_completion(self:APIEngine, body, prompt, sent)->tuple: # As `classify_response`, without the status
     "Read a completion, unless its length shows that the server ignored the token limit."
     exact = prompt.lang and sent['token_ids'][0] is not None
     reply,usage = parse_completion(body, prompt, self.words_by_id if exact else {}, self.n_unopened>1),body.get('usage')
@@ -119,14 +119,19 @@ def read_completion(self:APIEngine, body, prompt, sent)->tuple: # As `classify_r
 
 # %% ../../nbs/api/04_client.ipynb #a1b8ff4a
 @patch
-async def tokenize_remote(self:APIEngine, client, text)->list: # None where the server does not return them
+async def tokenize_remote(self:APIEngine, client, text, tries=3)->list: # None where the server does not return them
     "The token ids of `text`, from vLLM's `/tokenize`, beside `/v1`."
     from openai import OpenAIError
     root = re.sub('/v1$', '', self.base_url.rstrip('/'))
     body = dict(model=self.model, prompt=text, add_special_tokens=False)
     post = client.post(f'{root}/tokenize', body=body, cast_to=object)
     try: said = await asyncio.wait_for(post, min(self.timeout, 10))
-    except (OpenAIError, asyncio.TimeoutError, ValueError, RecursionError): return None
+    except (OpenAIError, asyncio.TimeoutError, ValueError, RecursionError) as e:
+        status = getattr(e, 'status_code', 0)
+        if tries>1 and (status in (0, 408, 429) or status>=500): # Not the answer of a server without this address
+            await asyncio.sleep(backoff(4-tries, self.random))
+            return await self.tokenize_remote(client, text, tries-1)
+        return None
     ids = said.get('tokens') if isinstance(said, dict) else None
     return ids if isinstance(ids, list) and ids and all(type(i) is int and 0<=i<2**31 for i in ids) else None
 
@@ -163,20 +168,23 @@ async def complete(self:APIEngine, client, prompt)->APICompletion:
 @patch
 async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
     "Send requests until there is a reply, or a reason why there is none."
-    tries = 0
+    tries,failed_reply = 0,APICompletion('', failed='not asked: the time is up')
     while True:
-        async with self.throttle.slot() as began:
-            sent,tries = self.request_options,tries+1
-            status,text,wait = await self.send_request(client, prompt, sent)
-            verdict,what = self.classify_response(status, text, prompt, sent)
-            if verdict=='answered': self.throttle.increase()
-            elif status in (408, 429, 503, 529): self.throttle.decrease(began, wait)
+        try:
+            async with self.throttle.slot(self.deadline) as began:
+                sent,tries = self.request_options,tries+1
+                status,text,wait = await self.send_request(client, prompt, sent)
+                verdict,what,status = self.classify_response(status, text, prompt, sent)
+                if verdict=='answered': self.throttle.increase()
+                elif status in (408, 429, 503, 529): self.throttle.decrease(began, wait)
+        except TimeoutError: return failed_reply
+        if verdict=='answered' and status!=200: return self.count_failures(replace(what, tries=tries)) # Refused before its parameters were looked at
         if verdict=='answered':
             unused = dict(top_logprobs=not prompt.lang, token_ids=not prompt.lang, seed=prompt.temperature is None,
                 temperature=sent['temperature'][0]=='own' and prompt.temperature is None)
             self.accepted_options |= {k for k in sent if not unused.get(k)}
             return self.count_failures(replace(what, tries=tries))
-        why = f"{what}{f' ({status})' if status not in (0, 200) else ''}"
+        why = f"{what}{f' ({status})' if status not in (0, 200) and f'({status})' not in what else ''}"
         if verdict=='stop': self.abort(f"{why}{f': {error_hints[status]}' if status in error_hints else ''}")
         if wait>600: self.abort(f'it wants to be left alone for {wait:,.0f} s')
         failed_reply = APICompletion('', failed=why, tries=tries)

@@ -16,11 +16,11 @@ from time import monotonic
 class Throttle:
     "Adaptive concurrency limit: higher after a success, halved when the server is overloaded."
     def __init__(self, max_concurrency:int): # Upper limit of concurrent requests
-        self.max_concurrency,self.limit,self.slow_start,self.last_decrease,self.paused_until = max_concurrency,1.,True,-inf,-inf
+        self.max_concurrency,self.limit,self.slow_start,self.last_decrease = max_concurrency,1.,True,-inf
         self.reset()
 
     def reset(self): # Each event loop needs a new condition; `stop_reason` is the reason to start no more requests
-        self.n_active,self.slot_freed,self.stop_reason = 0,asyncio.Condition(),None
+        self.n_active,self.slot_freed,self.stop_reason,self.paused_until = 0,asyncio.Condition(),None,-inf
 
     def increase(self): self.limit = min(self.max_concurrency, self.limit + (1 if self.slow_start else 1/self.limit))
 
@@ -29,13 +29,14 @@ class Throttle:
         if began>self.last_decrease: self.limit,self.slow_start,self.last_decrease = max(1., self.limit/2),False,monotonic()
 
     @asynccontextmanager
-    async def slot(self):
-        "Wait for a free slot, and for the end of the pause that the server asked for."
+    async def slot(self, deadline:float=inf): # By the clock of `monotonic`
+        "Wait for a free slot, and for the end of the pause that the server asked for; `TimeoutError` where that is after the deadline."
         async with self.slot_freed: await self.slot_freed.wait_for(lambda: self.stop_reason or self.n_active<int(self.limit))
         if self.stop_reason: raise ConnectionError(self.stop_reason)
         self.n_active += 1
         try:
-            while (wait := self.paused_until-monotonic())>0: await asyncio.sleep(wait)
+            while max(self.paused_until, monotonic())<=deadline and (wait := self.paused_until-monotonic())>0: await asyncio.sleep(wait)
+            if max(self.paused_until, monotonic())>deadline: raise TimeoutError('the time is up')
             yield monotonic()
         finally:
             self.n_active -= 1

@@ -12,9 +12,10 @@ __all__ = ['run_files', 'secret_names', 'atomic_write', 'delete_path', 'write_er
 import hashlib,json,os,platform,re,shutil,subprocess,sys
 from contextlib import contextmanager
 from datetime import datetime,timezone
+from fcntl import LOCK_EX,LOCK_NB,flock
 from importlib.metadata import PackageNotFoundError,version
 from functools import partial
-from inspect import getclosurevars,getsource,isfunction
+from inspect import getclosurevars,getsource,isfunction,ismethod
 from pathlib import Path
 
 # %% ../../nbs/core/01_runs.ipynb #9056c63f
@@ -99,21 +100,27 @@ def append_lines(
             os.fsync(f.fileno())
     except OSError as e: raise write_error(path, e) from e
 
-def truncate_torn_line(path): # Cut off an incomplete last line, which a crash has left
+def truncate_torn_line(path): # Cut off an incomplete last line, which a crash has left; a complete one gets its newline
     if not Path(path).exists() or not (size := Path(path).stat().st_size): return
     with open(path, 'r+b') as f:
         f.seek(size-1)
         if f.read(1)==b'\n': return
         f.seek(0)
-        f.truncate(f.read().rfind(b'\n')+1)
+        whole,newline,last = f.read().rpartition(b'\n')
+        if _is_complete(last): f.write(b'\n')
+        else: f.truncate(len(whole+newline))
+
+def _is_complete(text)->bool: # The beginning of a dict is never a dict
+    try: return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError): return False
 
 def read_lines(
     path, # A `.jsonl` file; absent is the same as empty
 )->list: # One dict for each complete line
     "Read a log without changing it; an incomplete last line is ignored."
     if not Path(path).exists(): return []
-    data = Path(path).read_bytes()
-    return [_line(path, i, l) for i,l in enumerate(data.split(b'\n')[:-1], 1)]
+    *lines,last = Path(path).read_bytes().split(b'\n')
+    return [_line(path, i, l) for i,l in enumerate(lines + [last]*_is_complete(last), 1)]
 
 def _line(path, i, text):
     try: return _checked_dict(json.loads(text))
@@ -152,8 +159,15 @@ def describe_function(
 def _definition(f)->str: # The source of `f`, and the values that belong to it: of a closure, of `partial`, of an object that is called
     if isinstance(f, partial): source,values = _definition(f.func),(f.args, sorted(f.keywords.items()))
     elif isfunction(f): source,values = getsource(f),sorted(getclosurevars(f).nonlocals.items())
+    elif ismethod(f): source,values = getsource(f.__func__),sorted(getattr(f.__self__, '__dict__', {}).items())
     else: source,values = getsource(type(f)),sorted(getattr(f, '__dict__', {}).items())
-    return source + re.sub(' at 0x[0-9a-f]+', '', repr(values))*bool(values)
+    return source + _stable_repr(values)*bool(values)
+
+def _stable_repr(v)->str: # The same in every process: sets in order, and no addresses
+    if isinstance(v, (set, frozenset)): return f"{{{', '.join(sorted(map(_stable_repr, v)))}}}"
+    if isinstance(v, dict): return f"{{{', '.join(sorted(f'{_stable_repr(k)}: {_stable_repr(x)}' for k,x in v.items()))}}}"
+    if type(v) in (list, tuple): return f"{'[('[type(v) is tuple]}{', '.join(map(_stable_repr, v))}{'])'[type(v) is tuple]}"
+    return re.sub(' at 0x[0-9a-f]+', '', repr(v))
 
 # %% ../../nbs/core/01_runs.ipynb #896d6ee3
 def open_run(
@@ -163,21 +177,24 @@ def open_run(
     **more, # Further entries for `args.json`
 )->bool: # Is the run resumed?
     "Start a run in `folder`, or resume it if the arguments are the same; a folder of another run is refused."
-    path = Path(folder)/'args.json'
-    args = json.loads(json.dumps(args))
-    if path.exists():
-        old = read_json(path).get('args')
-        if not isinstance(old, dict): raise ValueError(f"{path} is damaged (it lacks args): restore the file or delete it")
-        if gone := sorted(old.keys()-args.keys()-{*may_change}): raise ValueError(f"{folder} is a run of another version, "
-            f"with options that this one does not have ({', '.join(gone)}): name another --output_dir")
-        odd = [k for k in old.keys()|args.keys() if k not in may_change and old.get(k)!=args.get(k)]
-        if odd: raise ValueError(f"{folder} belongs to a run with {_list_differences(odd, old, args)}: "
-            "name another --output_dir, or give the same arguments to resume")
-        return True
-    if Path(folder).exists() and any(p for p in Path(folder).iterdir() if not p.name.startswith('.')):
-        raise ValueError(f"{folder} is not empty and has no args.json of a run: name another --output_dir")
-    write_json(path, dict(args=args, **more, **provenance()))
-    return False
+    path,args = Path(folder)/'args.json',json.loads(json.dumps(args))
+    if not path.exists():
+        if Path(folder).exists() and any(p for p in Path(folder).iterdir() if not p.name.startswith('.')):
+            raise ValueError(f"{folder} is not empty and has no args.json of a run: name another --output_dir")
+        with lock_run(folder): # 2 commands that start together: the second one finds the arguments of the first
+            if not path.exists():
+                write_json(path, dict(args=args, **more, **provenance()))
+                return False
+    old = read_json(path).get('args')
+    if not isinstance(old, dict): raise ValueError(f"{path} is damaged (it lacks args): restore the file or delete it")
+    if gone := sorted(old.keys()-args.keys()-{*may_change}): raise ValueError(f"{folder} is a run of another command or version, "
+        f"with options that this one does not have ({_list_names(gone)}): name another --output_dir")
+    odd = [k for k in old.keys()|args.keys() if k not in may_change and old.get(k)!=args.get(k)]
+    if odd: raise ValueError(f"{folder} belongs to a run with {_list_differences(odd, old, args)}: "
+        "name another --output_dir, or give the same arguments to resume")
+    return True
+
+def _list_names(names): return ', '.join(names[:3]) + f' and {len(names)-3} more'*(len(names)>3)
 
 def delete_stale_drafts(folder): # Delete drafts of processes that no longer run
     for p in [*Path(folder).rglob('.*.draft')]:
@@ -186,13 +203,12 @@ def delete_stale_drafts(folder): # Delete drafts of processes that no longer run
 
 @contextmanager
 def lock_run(
-    folder, # Run folder with its `args.json`
+    folder, # Run folder; made if absent
 ):
     "Lock a run folder for the block (flock); the operating system releases the lock when the process ends."
-    try: from fcntl import LOCK_EX,LOCK_NB,flock
-    except ImportError: flock = None # Windows has none
-    with open(Path(folder)/'args.json') as f:
-        try: flock and flock(f, LOCK_EX|LOCK_NB)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder)/'.lock', 'a') as f: # A file of its own, open for writing, as network file systems want it
+        try: flock(f, LOCK_EX|LOCK_NB)
         except BlockingIOError: raise ValueError(f"{folder} is being written by another process: wait for it, or stop it") from None
         delete_stale_drafts(folder)
         yield
@@ -240,8 +256,7 @@ def verify_manifest(folder)->dict: # The manifest
     "Verify the checksums of a folder; a missing or changed file is a ValueError that names it."
     path = Path(folder)/'manifest.json'
     if not path.exists(): raise ValueError(f"{folder} has no manifest.json: it is incomplete")
-    try: facts = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError: raise ValueError(f"{path} is damaged") from None
+    facts = read_json(path)
     if facts.pop('seal', None)!=sha256_json(facts): raise ValueError(f"{path} is damaged")
     for name,digest in facts['files'].items():
         if not (p := Path(folder)/name).is_file(): raise ValueError(f"{p} is missing")

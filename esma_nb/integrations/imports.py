@@ -18,7 +18,7 @@ from ..datasets.readers import read_rows
 from ..datasets.rows import find_column,hash_id,parse_answers
 from ..evaluation.records import Record,failures,outcome_of
 from ..evaluation.protocol import lookup
-from ..evaluation.evaluate import grade
+from ..evaluation.grading import grade
 from ..evaluation.export import save_table
 from .logs import from_harness,from_inspect,open_archive,outcome_from,read_signals
 
