@@ -23,7 +23,7 @@ def parse_answers(value)->list: # Every accepted answer
     "The answers in a list, in a string with a JSON or Python list or `|` between answers, or after `####`."
     if isinstance(value, str): value = _from_text(value)
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    if any(isinstance(v, (dict, list, tuple)) for v in values):
+    if any(isinstance(v, (dict, list, tuple, bytes)) for v in values):
         raise ValueError(f"answers are texts or numbers, not {values}")
     values = [v.rsplit('####', 1)[1].strip() if isinstance(v, str) and '####' in v else v for v in values]
     for v in values: _no_regex(v)
@@ -101,7 +101,7 @@ def custom_row(
     "Read a row of your own file."
     asked = find_column(row, question_names, question_column)
     if asked is None: raise missing_column(row, 'question', question_column)
-    if isinstance(row[asked], (dict, list)): raise ValueError(f"a question is a text, and not {row[asked]}")
+    if isinstance(row[asked], (dict, list, bytes)): raise ValueError(f"a question is a text, and not {row[asked]}")
     question = row[asked] if row[asked]==row[asked] else None
     return row.get('question_id'), question, custom_answers(row, answers_column)
 

@@ -61,7 +61,7 @@ def sampling_at(
     return lambda logits, token_ids: draw_tokens(logits.float()/temperature, token_ids, seed)
 
 def draw_tokens(scores, token_ids, seed): # One token a row, from the softmax of `scores`
-    draws = torch.tensor([uniform(seed, s) for s in token_ids], device=scores.device)
+    draws = torch.tensor([uniform(seed, s) for s in token_ids], device=scores.device).clamp(max=1-2**-24) # Not rounded to 1, which would be the last token, likely or not
     below = scores.softmax(-1).cumsum(-1)
     return torch.searchsorted(below, draws[:, None]*below[:, -1:], right=True)[:, 0].clamp(max=scores.shape[-1]-1)
 
@@ -174,7 +174,7 @@ def unexpected_reasoning(replies)->str: # A warning for the user; empty or 0 whe
 # %% ../../nbs/engines/06_hf.ipynb #8b5ee5bb
 def cached_encoder(model, tokenizer, max_input_length, enable_thinking=False, max_reasoning_tokens=0, context=None):
     "A cached tokenizer: from prompts to `(ids, truncated, opened)` each, and the ids of yes and no by language."
-    known,words,context = {},{},context or context_length(model)
+    before,known,words,context = {},{},{},context or context_length(model) # The prompts of the last 2 calls: an evaluation with questions about the answers takes 2
     def encoded(p):
         longest = context-p.max_new_tokens-max_reasoning_tokens if context else None
         if max_input_length is not None and max_input_length<16: raise ValueError(f"--max_input_length {max_input_length} is too short for a prompt: give 16 or more")
@@ -183,10 +183,11 @@ def cached_encoder(model, tokenizer, max_input_length, enable_thinking=False, ma
         ids,truncated = encode_prompt(tokenizer, p, min((n for n in (max_input_length, longest) if n is not None), default=None), enable_thinking)
         return ids,truncated,opens_reasoning(tokenizer, ids)
     def encode_cached(prompts):
-        nonlocal known
-        new = [p for p in dict.fromkeys(prompts) if p not in known]
-        found = known | {p: encoded(p) for p in new}
-        known = {p: found[p] for p in prompts}
+        nonlocal known,before
+        old = before | known
+        new = [p for p in dict.fromkeys(prompts) if p not in old]
+        found = old | {p: encoded(p) for p in new}
+        before,known = known,{p: found[p] for p in prompts}
         for lang in {p.lang for p in new if p.lang} - words.keys():
             words[lang] = [single_tokens(tokenizer, s(lang)) for s in (yes_spellings, no_spellings)]
         return [known[p] for p in prompts],words

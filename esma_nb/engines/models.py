@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_CHOICES', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'check_architecture', 'read_weights',
-           'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'compute_dtype', 'explain_load_error',
-           'quiet', 'remove_quantization_marks', 'save_model', 'write_model', 'unique_tensors', 'stored_tensors']
+           'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'compute_dtype', 'inference_dtype',
+           'explain_load_error', 'quiet', 'remove_quantization_marks', 'save_model', 'write_model', 'unique_tensors',
+           'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
 import json
@@ -92,6 +93,8 @@ def check_weights(name, model, found): # Part of `load_model`: `found` is transf
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(f"{name} does not fit into the memory of this machine's accelerators, "
             "and a member's weights are written into it: use more devices")
+    for n,p in model.named_parameters():
+        if p.dtype.itemsize>1 and not p.isfinite().all(): raise ValueError(f"{refused} {n} holds NaN or infinity: its training has diverged, or a patch was scaled too far")
 
 # %% ../../nbs/engines/00_models.ipynb #62109703
 def pick_device(device): # Part of `load_model`
@@ -123,6 +126,11 @@ def compute_dtype(
     if device.type=='cuda': return 'bfloat16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'float32'
     able = getattr(torch.cpu, 'get_capabilities', dict)()
     return 'bfloat16' if device.type!='cpu' or able.get('avx512_bf16') or able.get('amx_bf16') else 'float32'
+
+def inference_dtype(dtype:str, device)->str: # `float32` or `bfloat16`
+    "The dtype of an evaluation: `auto` is that of `load_model`, and float32 on a GPU without instructions for bfloat16."
+    if dtype=='auto' and compute_dtype(dtype, device)=='float32': return 'float32'
+    return str(pick_dtype(dtype, device)).partition('.')[2]
 
 def explain_load_error(e): # Why a model could not be loaded, in one line
     text = ' '.join(f"{'' if isinstance(e, (OSError, ValueError)) else f'{type(e).__name__}: '}{e}".split())

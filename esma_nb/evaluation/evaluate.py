@@ -212,9 +212,9 @@ def local_model(
     return hf_engine(model, tokenizer, 2*batch_size, sample_token=sample_token, warn=print, **options),str(model.device),parameters
 
 def vllm_model(args, protocol)->tuple: # As from `local_model`
-    from esma_nb.engines.models import pick_device,pick_dtype
+    from esma_nb.engines.models import inference_dtype,pick_device
     version,device = import_vllm().__version__,pick_device('auto')
-    llm,model,tokenizer = launch_vllm(args, str(pick_dtype(args['dtype'], device)).partition('.')[2], writable=False)
+    llm,model,tokenizer = launch_vllm(args, inference_dtype(args['dtype'], device), writable=False)
     options = token_sampler(protocol, model, args['seed'], 'vllm')
     engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], options, args['enable_thinking'], args['max_reasoning_tokens'], print)
     return engine,f'vLLM {version}, {device}',None

@@ -8,6 +8,7 @@ __all__ = ['work_items', 'evaluate_members', 'restoring', 'evaluate_parallel', '
 # %% ../../nbs/evolution/05_population.ipynb #0a0b9a72
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import isfinite
 from threading import Lock
 from time import perf_counter
 import torch
@@ -69,8 +70,12 @@ def evaluate_parallel(
     def next_item():
         with lock: return next(waiting, None)
     def work(replica):
+        nonlocal waiting
         torch.set_num_threads(max(1, cores//len(replicas)))
-        return evaluate_members(replica[0], members, iter(next_item, None), sigma, replica[1], check_interrupt)
+        try: return evaluate_members(replica[0], members, iter(next_item, None), sigma, replica[1], check_interrupt)
+        except BaseException:
+            waiting = iter(()) # The others finish the item that they are at
+            raise
     if len(replicas)==1: return evaluate_members(replicas[0][0], members, items, sigma, replicas[0][1], check_interrupt)
     with restoring(*(m for m,_ in replicas)):
         try:
@@ -115,6 +120,7 @@ def es_iteration(
     done = perf_counter()
     results = [o for _,o in sorted(group.gather_results(found), key=lambda o: o[0])]
     visited,rewards = perf_counter(),[o['reward'] for o in results]
+    if not all(map(isfinite, rewards)): raise ValueError(f"iteration {t+1}: a member has the reward {next(r for r in rewards if not isfinite(r))}: training has diverged, lower --alpha or --sigma")
     coefficients = shapings[args['shaping']](rewards) * alpha/len(members)
     if args.get('max_update_norm'): coefficients = coefficients * min(1, args['max_update_norm']*alpha/(master.length(members, coefficients) or 1))
     norm,now = master.update(members, coefficients, alpha, t+1, sharded),perf_counter()

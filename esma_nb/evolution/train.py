@@ -85,9 +85,7 @@ def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first
         *((a[k] not in names, f"no {k} {a[k]!r}: choose {' or '.join(names)}") for k,names in choices.items()),
         (not a['sigma']>0, f"sigma is {a['sigma']}: members must differ from the master weights, so give a number above 0"),
         (not a['alpha']>0, f"alpha is {a['alpha']}: the step size must be above 0"),
-        (a['num_iterations']<1, f"{a['num_iterations']} iterations: give 1 or more"),
         (a['noise']!='gaussian' and a['perturbation']=='lowrank', "--noise rademacher is for --perturbation full: a low-rank direction is a product of normal numbers"),
-        (a['parallel_members']<0, f"{a['parallel_members']} parallel members: give 1 or more, or 0 for as many as suit the machine"),
         (a['claim']=='idk' and a['reward_type'] in graded,
             f"reward {a['reward_type']} needs log-odds, and the claim idk has none: use another claim, or a reward such as balanced"),
         (a['metric_for_best_model'] not in metrics_for_best_model,
@@ -100,8 +98,8 @@ may_change = ('num_iterations', 'parallel_members', 'batch_size', 'evaluate_inte
     'noise_cache_gb', 'device', 'gpu_memory_utilization', 'update', 'early_stopping_patience', 'max_hours', 'log_with', 'push_to_hub')
 
 def changeable(args:dict)->tuple: # Names of arguments that may differ when a run is resumed
-    "In float32, with greedy decoding, every engine gives the same replies, so a run may go on with another one."
-    is_same = args['dtype']=='float32' and resolve_protocol(args['preset'])['decoding']=='greedy'
+    "In float32, with greedy decoding, every engine gives the same replies, so a run whose reward does not read log-odds may go on with another one."
+    is_same = args['dtype']=='float32' and resolve_protocol(args['preset'])['decoding']=='greedy' and args['reward_type'] not in graded and not args['reward']
     return may_change + (('engine', 'tensor_parallel_size', 'enforce_eager') if is_same else ())
 
 def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrainer`; None where nothing is left to do

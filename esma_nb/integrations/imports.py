@@ -17,7 +17,7 @@ from ..core.runs import check_output_path
 from ..datasets.readers import read_rows
 from ..datasets.rows import find_column,hash_id,parse_answers
 from ..evaluation.records import Record,failures,outcome_of
-from ..evaluation.protocol import lookup
+from ..evaluation.protocol import check_grader,lookup
 from ..evaluation.grading import grade
 from ..evaluation.export import save_table
 from .logs import from_harness,from_inspect,open_archive,outcome_from,read_signals
@@ -64,7 +64,8 @@ def from_table(
 def table_record(cells, grader, signals, threshold)->Record: # `cells` by the keys of `table_columns`, `grader`: the column of grades, if there is one
     question,reply,given,answers = (None if v!=v else v for v in map(cells.get, ('question', 'response', 'id', 'answers')))
     if question in (None, ''): raise ValueError('it has no question')
-    if isinstance(reply, (list, dict)): raise ValueError(f'its response is {reply!r}, and not one text')
+    if isinstance(question, (list, dict, bytes)): raise ValueError(f'its question is {question!r}, and not one text')
+    if isinstance(reply, (list, dict, bytes)): raise ValueError(f'its response is {reply!r}, and not one text')
     answers = [str(a) for a in parse_answers(answers) if str(a).strip()] if answers is not None else []
     row = dict(question_id=hash_id(str(question)) if given in (None, '') else str(given), question=str(question), answers=answers, signals=signals)
     if reply is None: return Record(**row, direct_output='', failed='no reply')
@@ -94,6 +95,7 @@ def import_records(
     to:str, # File of records to write: .jsonl
     meta:str=None, # For lm-evaluation-harness: samples of the task with the meta questions
     lang:str=None, # For lm-evaluation-harness: language of the claims; default: en
+    filter:str=None, # For lm-evaluation-harness: whose replies, where a task has several filters (GSM8K: strict-match, flexible-extract)
     scorer:str=None, # For Inspect: the scorer whose grade counts; default: the first
     epoch:int=None, # For Inspect: which epoch; default: 1
     confidence_key:list=None, # Keys of the score's metadata in a log of Inspect, or columns of a table, that are higher for surer answers
@@ -115,8 +117,12 @@ def import_records(
     if kind=='harness': records,about = from_harness(log, match=match, **options),'samples of lm-evaluation-harness'
     else: records,about = readers[kind](log, **options)
     ids = Counter(r.question_id for r in records)
-    if twice := next((r for r in records if ids[r.question_id]>1), None): raise ValueError(f"{log} holds {twice.question[:60]!r} {ids[twice.question_id]} times: each question may occur only once")
+    if twice := next((r for r in records if ids[r.question_id]>1), None):
+        same = len({r.question for r in records if r.question_id==twice.question_id})==1
+        raise ValueError(f"{log} holds {repr(twice.question[:60]) if same else f'the id {twice.question_id}'} {ids[twice.question_id]} times: each {'question' if same else 'id'} may occur only once")
+    if grader: check_grader(grader, [r.answers for r in records])
     if grader and kind!='harness': records = grade(records, grader, 'as recorded')
     save_table(records, to)
     unknown = sum(r.correct is None and not r.failed for r in records)
-    print('\n'.join(filter(None, [f'{len(records)} records in {to}: {about}', failures(records), unknown and f'{unknown} rows without a grade that is known'])))
+    lines = f'{len(records)} records in {to}: {about}',failures(records),unknown and f'{unknown} rows without a grade that is known'
+    print('\n'.join(l for l in lines if l))

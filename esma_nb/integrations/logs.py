@@ -10,6 +10,7 @@ __all__ = ['grade_values', 'sample_fields', 'read_harness_samples', 'harness_rep
 # %% ../../nbs/integrations/02_logs.ipynb #491cdfe4
 import json,zipfile,zlib
 from copy import copy
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from ..metrics.matching import matchers
@@ -23,18 +24,22 @@ from ..evaluation.protocol import lookup
 # %% ../../nbs/integrations/02_logs.ipynb #1a7df88e
 def read_harness_samples(
     path, # A `samples_TASK_TIME.jsonl` of lm-evaluation-harness
+    filter:str=None, # Whose replies, where the task has several filters
 )->dict: # By document number: question, accepted answers, reply
     "Read a file of samples."
-    found = {}
+    found,filters = {},set()
     for i,line in enumerate(Path(path).read_bytes().decode('utf-8-sig', 'surrogateescape').split('\n'), 1):
         if not line.strip(): continue
         try:
             s = json.loads(line)
             row = dict(question=harness_question(s['doc']), answers=harness_answers(s['doc'], s['target']), reply=harness_reply(s))
-            found.setdefault(s['doc_id'], row)
+            if filter in (None, s.get('filter')) and found.setdefault(s['doc_id'], row)['question']!=row['question']:
+                raise ValueError(f"document {s['doc_id']} has another question before: import one task at a time")
+            filters.add(s.get('filter'))
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} line {i} is no sample of a generation task ({type(e).__name__}: {e})") from None
-    if not found: raise ValueError(f"{path} holds no samples")
+    if len(filters)>1 and not filter: raise ValueError(f"{path} holds the replies of {len(filters)} filters ({', '.join(sorted(map(str, filters)))}): name one with --filter")
+    if not found: raise ValueError(f"{path} holds no samples" + (f" of the filter {filter}" if filter else ''))
     return found
 
 def harness_reply(sample)->Completion: # The first reply of a sample
@@ -46,15 +51,22 @@ def harness_reply(sample)->Completion: # The first reply of a sample
     return Completion(reply)
 
 def harness_question(doc): # The first of the usual fields, else the whole document
-    return str(next((doc[k] for k in ('question', 'query', 'problem', 'input', 'prompt') if k in doc), doc))
+    question = next((doc[k] for k in ('question', 'query', 'problem', 'input', 'prompt') if k in doc), doc)
+    if question is None or not str(question).strip(): raise ValueError('it has no question')
+    return str(question)
 
-def harness_answers(doc, target): # The aliases if the document has them, else the target
+def harness_answers(doc, target): # The aliases if the document has them, else the target; empty where there is none
     is_index = 'choices' in doc and isinstance(doc.get('answer'), int)
+    if is_index and str(target).strip()==str(doc['answer']):
+        choices = doc['choices']['text'] if isinstance(doc['choices'], dict) else doc['choices']
+        return [str(choices[doc['answer']])]
     for value in (target,) if is_index else (doc.get('answer'), doc.get('answers'), target):
         if isinstance(value, dict): value = value.get('aliases') or value.get('text') or value.get('value')
         if isinstance(value, (str, int, float)): value = [value]
-        if value: return [str(v).rsplit('####', 1)[-1].strip() for v in value] # GSM8K: the number after its solution
-    raise ValueError('no answer')
+        texts = [v.get('text') or v.get('value') if isinstance(v, dict) else v for v in value or []]
+        found = [str(v).rsplit('####', 1)[-1].strip() for v in texts if v is not None] # GSM8K: the number after its solution
+        if any(found): return [a for a in found if a]
+    return []
 
 # %% ../../nbs/integrations/02_logs.ipynb #72fa45f4
 def from_harness(
@@ -62,9 +74,10 @@ def from_harness(
     meta=None, # Samples of the task with the meta questions
     match=matchers['words'], # From a reply and the accepted answers to True if it is right
     lang:str='en', # Language of the claims
-)->list: # `Record`s
+    filter:str=None, # As for `read_harness_samples`, of the questions
+)->list: # `Record`s; not graded where the document has no answer
     "Read the samples of lm-evaluation-harness as records."
-    answers,claims = read_harness_samples(direct),read_harness_samples(meta) if meta else {}
+    answers,claims = read_harness_samples(direct, filter),read_harness_samples(meta) if meta else {}
     if meta and not answers.keys()&claims.keys(): raise ValueError(f"{direct} and {meta} have no document in common")
     for i in answers.keys()&claims.keys():
         if normalize_question(answers[i]['question'])!=normalize_question(claims[i]['question']):
@@ -74,8 +87,9 @@ def from_harness(
     def one(i, a):
         row = dict(question_id=str(i), question=a['question'], answers=a['answers'])
         said,extra = a['reply'],claims[i]['reply'] if i in claims else Completion('', failed='no claim was asked for')
-        if meta: return record(row, claim, match, said, extra)
-        return Record(**row, direct_output=said.text, correct=None if said.failed else match(said.text, a['answers']), failed=said.failed)
+        if meta: r = record(row, claim, match, said, extra)
+        else: r = Record(**row, direct_output=said.text, correct=None if said.failed else match(said.text, a['answers']), failed=said.failed)
+        return r if a['answers'] else replace(r, correct=None)
     return [one(i, a) for i,a in answers.items()]
 
 # %% ../../nbs/integrations/02_logs.ipynb #d27c0fa3

@@ -41,7 +41,7 @@ def sweep_points(
     for p in sorted(set(percents)-{0, 100}):
         for rule in rules:
             samples = {f'-{s}': s for s in seeds} if rule=='random' else {'': None}
-            points |= {f'{rule}-{p:g}{end}': (rule, p, s) for end,s in samples.items()}
+            points |= {f'{rule}-{p:.15g}{end}': (rule, p, s) for end,s in samples.items()}
     return points
 
 # %% ../../nbs/patching/07_sweep.ipynb #299106e6
@@ -159,9 +159,8 @@ def parse_seed(seed): # A seed of the command line, as an integer
     except ValueError: raise ValueError(f"{seed!r} is no seed: give whole numbers") from None
 
 def load_vllm(base, args, protocol): # `generate` and parameters; each batch starts with an empty prefix cache, because a point may have been written
-    from esma_nb.engines.models import pick_device,pick_dtype
-    dtype = str(pick_dtype(args['dtype'], pick_device('auto'))).partition('.')[2]
-    llm,model,tokenizer = launch_vllm(args, dtype)
+    from esma_nb.engines.models import inference_dtype,pick_device
+    llm,model,tokenizer = launch_vllm(args, inference_dtype(args['dtype'], pick_device('auto')))
     engine = vllm_engine(llm, model, tokenizer, args['max_input_length'], token_sampler(protocol, model, args['seed'], 'vllm'))
     def generate(prompts):
         forget_prefixes(llm)
