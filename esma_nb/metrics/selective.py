@@ -65,7 +65,8 @@ def _rejection_scores(right, score, risk, draws, seed)->dict: # `prr` and `cover
     drawn = bootstrap(lambda w: rejection_metrics(w, risk), pool, draws, seed)
     few = int(min(right.sum(), (~right).sum()))
     prr_ci = None if value['prr'] is None else logit_interval(value['prr'], drawn['prr'].std(), few, low=-1)
-    return value | dict(prr_ci=prr_ci, coverage_ci=percentile_interval(drawn['coverage'], value['coverage']) if few else None)
+    many = few and value['coverage']*len(right)>=20 # Below, the largest of few resampled shares is too large to be an interval
+    return value | dict(prr_ci=prr_ci, coverage_ci=percentile_interval(drawn['coverage'], value['coverage']) if many else None)
 
 # %% ../../nbs/metrics/05_selective.ipynb #46e2c1e5
 def selective_table(
