@@ -15,7 +15,7 @@ from ..datasets.rows import describe
 from ..evaluation.protocol import training_protocol
 from ..integrations.hub import check_upload
 from ..integrations.trackers import check_tracker
-from ..evolution.train import finish_run,load,load_questions,resolve
+from ..evolution.setup import finish_run,load,load_questions,resolve
 from .examples import answer_and_claim_examples,answer_examples,claim_examples,tokenize_example
 
 # %% ../../nbs/sft/03_train.ipynb #c3ade6c0
