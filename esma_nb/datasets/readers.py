@@ -128,6 +128,7 @@ def read_rows(
     if not is_readable(path): raise ValueError(f"{path} should end in one of {' '.join(readers)}")
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     try: rows = readers[path.suffix.lower()](path)
+    except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 (byte {e.start}): save it as UTF-8") from None
     except (ValueError, RecursionError) as e: raise ValueError(f"{path}: {e}") from None
     if not rows: raise ValueError(f"{path} has no rows")
     odd = next((i for i,row in enumerate(rows, 1) if not isinstance(row, dict)), None)

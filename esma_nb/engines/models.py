@@ -29,8 +29,7 @@ def find_model(
     if path.suffix=='.gguf' and path.is_file(): return gguf_file(path)
     if (path/'config.json').is_file(): return dict(pretrained_model_name_or_path=str(path))
     if path.exists():
-        raise ValueError(f"{name} holds no config.json: --model wants a model's folder, "
-            "a .gguf file, a hub id, demo or smollm2")
+        raise ValueError(f"{name} holds no config.json of a model: {MODEL_CHOICES}")
     is_path = name.count('/')>1 or name[:1] in './~' or path.suffix=='.gguf'
     if is_path: raise ValueError(f"there is no {name}: {MODEL_CHOICES}")
     return dict(pretrained_model_name_or_path=name)
@@ -56,10 +55,11 @@ def load_model(
     "Load a causal language model and its tokenizer, from safetensors or GGUF only, without running its code."
     from transformers import AutoTokenizer
     place,mapped,device = find_model(name),device=='map',pick_device(device)
+    torch_dtype = pick_dtype(dtype, device)
     try:
         with quiet():
             check_architecture(place)
-            model,found = read_weights(place, pick_dtype(dtype, device), dict(device_map='balanced') if mapped else {})
+            model,found = read_weights(place, torch_dtype, dict(device_map='balanced') if mapped else {})
             tokenizer = AutoTokenizer.from_pretrained(**place)
     except Exception as e: # A damaged file can raise any of them
         raise ValueError(f"cannot load model {name!r}: {explain_load_error(e)}") from e
