@@ -30,7 +30,7 @@ def unfinish(out): # As it was in the last iteration
 
 def is_one_line(e): return '\n' not in str(e.value)
 
-def leftovers(out): return [str(p) for p in out.rglob('.*')]
+def leftovers(out): return [str(p) for p in out.rglob('.*') if p.name!='.lock']
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
