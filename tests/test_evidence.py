@@ -84,7 +84,8 @@ def test_arms_are_compared_with_base(tmp_path, monkeypatch):
     assert better['ci'][0]>.2 and better['corrected_ci'][0]<better['ci'][0] and same['mean']==0 and len(same['each'])==3
     assert all(rows[a, k]['mean']==0 for a in ('auroc', 'sft-meta') for k in ('accuracy', 'yes_rate', 'readable', 'alignment'))
     assert ('auroc', 'd_prime_less_threshold') not in rows and rows['sft-meta', 'd_prime_less_threshold']['flags']
-    assert same['corrected_ci']==[0, 0] or same['corrected_ci'][0]<0<same['corrected_ci'][1]
+    assert evidence.findings([*rows.values()])==['auroc: auroc']
+    assert evidence.findings([r | dict(ci=[-1, 1]) if r['outcome']=='auroc_of_same_answers' else r for r in rows.values()])==[]
     assert all(rows[a, 'auroc_of_same_answers']['mean']==rows[a, 'auroc']['mean'] for a in ('auroc', 'sft-meta'))
     assert any('sft-meta: auroc is not shown' in l for l in evidence.against([*rows.values()])) and not any(l.startswith('auroc') for l in evidence.against([*rows.values()]))
     changed = evidence.heldout_rows()

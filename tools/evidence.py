@@ -183,6 +183,13 @@ def arm_rows()->list:
         rows += [arm_row('balanced', f'{name}_less_sft_meta', measure, as_they_are, 'sft-meta-{seed}') for name,measure in dict(auroc='auroc', d_prime='d_prime_loglinear', accuracy='accuracy').items()]
     return rows
 
+confirmed_by = dict(auroc=['auroc_of_same_answers'], d_prime_less_threshold=['d_prime_less_matched', 'balanced_accuracy_less_threshold']) # Rows whose 95 % interval has to lie above 0 too
+
+def findings(rows:list)->list: # The primary outcomes that are findings by the plan and its deviations
+    at = {(r['arm'], r['outcome']): r for r in rows}
+    def above(r, ci): return bool(r[ci]) and r[ci][0]>0 and not r['flags']
+    return [f'{arm}: {name}' for (arm,name),r in at.items() if name in primary and above(r, 'corrected_ci') and all(above(at[arm, k], 'ci') for k in confirmed_by[name])]
+
 def against(rows:list)->list: # What the plan counts against an arm, by its rows
     def of(arm, name): return next(r for r in rows if (r['arm'], r['outcome'])==(arm, name))
     found = []
@@ -212,7 +219,7 @@ def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the 
     if None in (gaussian, rademacher): return None
     return t_interval(np.subtract(rademacher, gaussian)) | dict(each=np.subtract(rademacher, gaussian).tolist())
 
-def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), against=against(rows), heldout=heldout_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
+def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), findings=findings(rows), against=against(rows), heldout=heldout_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
 
 def shown(mean, ci): return '–' if mean is None else f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
@@ -221,7 +228,7 @@ def tables():
     write_json(home/'evidence'/'tables.json', made)
     print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
         shown(r['mean'], r['corrected_ci']) if r['corrected_ci'] else '', ' '.join(f'{x:+.3f}' for x in r['each'] or []), ' '.join(r['flags']) or r['reason'] or ''] for r in made['arms'])]))
-    print(*(f'- {line}' for line in made['against']), sep='\n')
+    print(f"findings: {', '.join(made['findings']) or 'none'}", *(f'- {line}' for line in made['against']), sep='\n')
     def difference(r, k): return shown(**r[k]) if r[k] else ''
     print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 %', 'AUROC less esma, 99 %', 'accuracy less esma, 99 %', 'seeds with a flag', 'replies until d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
         *(difference(r, k) for k in ('less_esma', 'auroc_less_esma', 'accuracy_less_esma')), ' '.join(map(str, r['flagged'])), ' '.join(str(x or '–') for x in r['replies'])] for r in made['miniature'])]))

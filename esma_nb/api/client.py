@@ -178,11 +178,10 @@ async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
                 if verdict=='answered': self.throttle.increase()
                 elif status in (408, 429, 503, 529): self.throttle.decrease(began, wait)
         except TimeoutError: return failed_reply
-        if verdict=='answered' and status!=200: return self.count_failures(replace(what, tries=tries)) # Refused before its parameters were looked at
         if verdict=='answered':
             unused = dict(top_logprobs=not prompt.lang, token_ids=not prompt.lang, seed=prompt.temperature is None,
                 temperature=sent['temperature'][0]=='own' and prompt.temperature is None)
-            self.accepted_options |= {k for k in sent if not unused.get(k)}
+            if status==200: self.accepted_options |= {k for k in sent if not unused.get(k)} # A filter refuses a prompt before the server looks at its parameters
             return self.count_failures(replace(what, tries=tries))
         why = f"{what}{f' ({status})' if status not in (0, 200) and f'({status})' not in what else ''}"
         if verdict=='stop': self.abort(f"{why}{f': {error_hints[status]}' if status in error_hints else ''}")

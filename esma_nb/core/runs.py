@@ -164,9 +164,9 @@ def _definition(f)->str: # The source of `f`, and the values that belong to it: 
     return source + _stable_repr(values)*bool(values)
 
 def _stable_repr(v)->str: # The same in every process: sets in order, and no addresses
-    if isinstance(v, (set, frozenset)): return f"{{{', '.join(sorted(map(_stable_repr, v)))}}}"
-    if isinstance(v, dict): return f"{{{', '.join(sorted(f'{_stable_repr(k)}: {_stable_repr(x)}' for k,x in v.items()))}}}"
-    if type(v) in (list, tuple): return f"{'[('[type(v) is tuple]}{', '.join(map(_stable_repr, v))}{'])'[type(v) is tuple]}"
+    if isinstance(v, (set, frozenset)): return f'set {sorted(map(_stable_repr, v))}'
+    if isinstance(v, dict): return f'dict {sorted((_stable_repr(k), _stable_repr(x)) for k,x in v.items())}'
+    if isinstance(v, (list, tuple)): return f'{type(v).__name__} {[*map(_stable_repr, v)]}'
     return re.sub(' at 0x[0-9a-f]+', '', repr(v))
 
 # %% ../../nbs/core/01_runs.ipynb #896d6ee3
