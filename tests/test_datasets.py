@@ -85,14 +85,15 @@ def test_paper_takes_the_first(tmp_path):
 
 @pytest.mark.parametrize('preset', ['default', 'paper'])
 def test_training_takes_the_first_too(preset, monkeypatch, tmp_path):
-    from esma_nb.evolution import train as training
+    from esma_nb.evolution import setup
+    from esma_nb.evolution.train import train
     from esma_nb.datasets.rows import sample_rows
     taken = []
     def spy(rows, *args, **how):
         taken.append((rows, sample_rows(rows, *args, **how)))
         return taken[-1][1]
-    monkeypatch.setattr(training, 'sample_rows', spy)
-    training.train(model='demo', preset=preset, num_samples=64, num_data_per_iteration=16, num_val_samples=20, device='cpu', output_dir=str(tmp_path/'run'), dry_run=True)
+    monkeypatch.setattr(setup, 'sample_rows', spy)
+    train(model='demo', preset=preset, num_samples=64, num_data_per_iteration=16, num_val_samples=20, device='cpu', output_dir=str(tmp_path/'run'), dry_run=True)
     rows,some = taken[0]
     assert len(some)==64 and (some==rows[:64])==(preset=='paper')
 

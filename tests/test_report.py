@@ -122,7 +122,7 @@ def test_claims_without_confidence(tmp_path):
     assert 'No log-odds were recorded' in html and 'read from the answer' in html
     assert sorted(p.stem for p in (folder/'report_figures').glob('*.svg'))==['counts_1', 'dprime']
 
-@pytest.mark.parametrize('records', [made(1), [r for r in made(50) if r.correct], [Record('0', 'Who?', ['x'], '', failed='429')]*3])
+@pytest.mark.parametrize('records', [made(1), [r for r in made(50) if r.correct], [Record(str(i), 'Who?', ['x'], '', failed='429') for i in range(3)]])
 def test_next_to_nothing(tmp_path, records):
     run = run_folder(tmp_path/'little', dict(meta=records))
     report([run])
