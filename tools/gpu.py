@@ -58,7 +58,7 @@ def tests(a):
 
 noise_code = """import sys
 from esma_nb.evolution.noise import direction
-from esma_nb.evolution.es import fingerprint
+from esma_nb.engines.models import fingerprint
 shapes = dict(a=(3001, 4096), b=(2**25+3,), c=(7, 2))
 print(fingerprint({n: direction((42, 3, 7), n, shapes[n], sys.argv[2]) for n in sys.argv[1]}))"""
 
@@ -72,7 +72,8 @@ def correct(a):
 
 def visits(device, n)->bool: # Does every bit come home?
     import torch
-    from esma_nb.evolution.es import MasterWeights,fingerprint
+    from esma_nb.evolution.es import MasterWeights
+    from esma_nb.engines.models import fingerprint
     from esma_nb.engines.models import load_model
     model,_ = load_model('demo', 'float32', device)
     master = MasterWeights(model)

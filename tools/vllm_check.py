@@ -5,7 +5,8 @@
 import sys
 from functools import partial
 from time import perf_counter
-from esma_nb.engines.vllm import forget_prefixes,prepare_environment,start_vllm,vllm_engine,vllm_weights
+from esma_nb.engines.vllm import vllm_engine
+from esma_nb.engines.vllm_model import forget_prefixes,prepare_environment,start_vllm,vllm_weights
 prepare_environment()
 from esma_nb.datasets.registry import load_rows
 from esma_nb.engines.hf import hf_engine

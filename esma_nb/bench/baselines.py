@@ -20,7 +20,7 @@ from ..engines.models import load_model
 from ..engines.encoding import encode
 from ..engines.llama import decoder_for
 from ..engines.hf import hf_engine
-from ..engines.vllm import launch_vllm
+from ..engines.vllm_model import launch_vllm
 from ..evaluation.records import columns
 from ..evaluation.evaluate import evaluate
 from ..evolution.es import standardize
@@ -157,13 +157,14 @@ def training_baseline(
     llm = launch_vllm(args | dict(model=model), args['dtype'], master=True)[0] if engine=='vllm' else None
     net,tokenizer = load_model(model, 'float32', device)
     c = ESTrainer(args, Path(), net, tokenizer, rows, [], claim or meta_claim(), column_reward(get_reward('esma')), group, lambda line: None, lambda m: TimedDecoder(decoder_for(m), log), llm=llm)
-    c.replicas = [(m, record_calls(generate, calls)) for m,generate in c.replicas]
-    for m,_ in c.replicas: m.load_member = synchronized(m.load_member, c.model.device)
-    if is_low: c.lowrank_generate = record_calls(c.lowrank_generate, calls)
+    e = c.evaluator
+    e.replicas = [(m, record_calls(generate, calls)) for m,generate in e.replicas]
+    for m,_ in e.replicas: m.load_member = synchronized(m.load_member, c.model.device)
+    if is_low: e.lowrank_generate = record_calls(e.lowrank_generate, calls)
     def run(t):
         calls.clear(), log.clear()
         _,outcomes,phases = c.population_step(t, rows)
-        return phase_seconds(outcomes, phases, log, c.parallel_members) | dict(lengths=[n for _,n in calls])
+        return phase_seconds(outcomes, phases, log, e.parallel_members) | dict(lengths=[n for _,n in calls])
     return run
 
 def synchronized(f, device): # Wrap a function so that it returns only when its work on the device is done

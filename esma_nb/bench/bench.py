@@ -16,7 +16,7 @@ from statistics import median
 from ..core.cli import command
 from ..core.runs import check_output_path,provenance,write_json
 from ..metrics.scores import markdown_table
-from ..engines.vllm import prepare_environment
+from ..engines.vllm_model import prepare_environment
 
 # %% ../../nbs/bench/03_bench.ipynb #6eff1f7c
 def time_interleaved(

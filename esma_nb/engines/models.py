@@ -6,11 +6,12 @@
 __all__ = ['MODEL_CHOICES', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'check_architecture', 'read_weights',
            'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'compute_dtype', 'inference_dtype',
            'explain_load_error', 'quiet', 'remove_quantization_marks', 'save_model', 'write_model', 'unique_tensors',
-           'stored_tensors']
+           'fingerprint', 'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
 import json
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -179,6 +180,18 @@ def write_model(model, tokenizer, folder, weights=None): # Into a folder that th
 def unique_tensors(model, weights=None)->dict: # Every tensor once, by its name in memory; `weights` replace the model's own
     mine = dict(model.named_parameters()) | dict(model.named_buffers())
     return {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
+
+# %% ../../nbs/engines/00_models.ipynb #864ddbe9
+def fingerprint(
+    weights:dict, # Tensors by name
+)->str: # sha256, hex
+    "A hash of names, types, shapes and bits; equal if and only if all of them are."
+    h = sha256()
+    for n in sorted(weights):
+        w = weights[n]
+        h.update(f'{n} {w.dtype} {tuple(w.shape)}'.encode())
+        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return h.hexdigest()
 
 # %% ../../nbs/engines/00_models.ipynb #94455907
 def stored_tensors(

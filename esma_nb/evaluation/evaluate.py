@@ -22,7 +22,8 @@ from ..prompts.elicitation import Claim,claim_prompts
 from ..datasets.question_sets import default_grader
 from ..datasets.registry import load_rows
 from ..datasets.rows import describe
-from ..engines.vllm import check_engine,import_vllm,launch_vllm,prepare_environment,vllm_engine
+from ..engines.vllm import vllm_engine
+from ..engines.vllm_model import check_engine,import_vllm,launch_vllm,prepare_environment
 from ..api.judge import Judge
 from ..signals.elicit import ask_signals,check_signals
 from ..signals.sampling import sampled

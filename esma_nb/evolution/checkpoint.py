@@ -15,11 +15,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
 from ..core.runs import verify_manifest,sha256_json,read_json,write_manifest,atomic_write
-from ..engines.models import load_model,quiet,stored_tensors,write_model
+from ..engines.models import fingerprint,load_model,quiet,stored_tensors,write_model
 from .noise import noises
 from .lowrank import lowrank_direction,lowrank_sum
 from .optimizers import make_optimizer
-from .es import MasterWeights,fingerprint
+from .es import MasterWeights
 
 # %% ../../nbs/evolution/06_checkpoint.ipynb #7e64dad0
 def make_master_weights(

@@ -19,7 +19,8 @@ from ..core.runs import lock_run,open_run,atomic_write
 from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..prompts.elicitation import claim_prompts
-from ..engines.vllm import check_engine,forget_prefixes,launch_vllm,prepare_environment,vllm_engine,vllm_weights
+from ..engines.vllm import vllm_engine
+from ..engines.vllm_model import check_engine,forget_prefixes,launch_vllm,prepare_environment,vllm_weights
 from ..evaluation.records import format_value,load_records,scores
 from ..evaluation.protocol import build_claim,check_grader,graders,token_sampler,training_protocol
 from ..evaluation.evaluate import eval_model,evaluate_into,local_model

@@ -20,12 +20,11 @@ from safetensors import SafetensorError
 from ..core.runs import append_lines,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
-from ..engines.models import pick_dtype,stored_tensors
+from ..engines.models import fingerprint,pick_dtype,stored_tensors
 from ..engines.hf import hf_engine
 from ..evaluation.records import scores
 from ..evaluation.protocol import graders,training_protocol
 from ..integrations.trackers import Tracker,tracker
-from ..evolution.es import fingerprint
 from ..evolution.checkpoint import StopRequested,check_interrupt,defer_interrupts,prune_checkpoints,sync_interrupt
 from ..evolution.telemetry import measure,score_line,write_summary
 from .examples import label_correctness,tokenize_example
