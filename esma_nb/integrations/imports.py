@@ -86,7 +86,7 @@ def log_kind(
         with open_archive(path) as archive: packed = archive.namelist()
     if head[:1]==b'\x80' or any(n.endswith('.pkl') for n in packed):
         raise ValueError(f"{path} is a pickle, such as lm-polygraph's manager saves: it can run code and is not loaded; export a table from it (.csv, .jsonl or .parquet)")
-    if packed or path.suffix=='.eval' or path.suffix=='.json' and head.lstrip()[:1]==b'{' and b'"status"' in head: return 'inspect'
+    if packed or path.suffix=='.eval' or path.suffix=='.json' and head.lstrip()[:1]==b'{' and b'"version"' in head and b'"status"' in head: return 'inspect'
     return 'harness' if path.suffix=='.jsonl' and b'"doc_id"' in head else 'table'
 
 @command
