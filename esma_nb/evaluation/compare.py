@@ -118,8 +118,8 @@ def worth_lines(c:Comparison)->list: # A table and a sentence; empty without log
     def cells(d): return zip((format_value(d.first), format_value(d.second), format_value(d.difference, d.ci, '+')), (*d.flags, sum(d.flags, [])))
     lines = [[names[k], str(d.n), *(bracket_flagged(*cell) for cell in cells(d))] for k,d in c.worth.items()]
     return [f'### More than a threshold on the log-odds of {c.first}?', '',
-        markdown_table([['', 'questions', f'{c.first}, with the threshold', f'{c.last}, its words', 'difference'], *lines]), '',
-        worth_verdict(c.worth), '']
+        markdown_table([['', 'questions', f'{c.first}, with the threshold', f'{c.last}, its claims', 'difference'], *lines]), '',
+        worth_verdict(c.worth, c.first, c.last), '']
 
 # %% ../../nbs/evaluation/09_compare.ipynb #164d3e41
 def forgetting_table(
@@ -203,6 +203,7 @@ def compare(
     runs:list, # Folders of runs or files of records, compared with the first; one folder alone: its end with its start
     meta_prompts:list=None, # Runs of the last run's model under other meta prompts
     reversed:str=None, # Its run under the reversed meta prompt
+    same_model:list=None, # Names of runs that are the last run's model at another time, such as before training, and no other model; those in its folder are known
     grader:str=None, # Match all answers again: words, exact, substring, multiple_choice or numeric
     seed:int=0, # For shuffles and folds of the controls
     json:str=None, # File to write everything to
@@ -217,7 +218,8 @@ def compare(
         raise ValueError(f"{json} cannot be both --json and --csv: name two files")
     def read(path): return rematch(load_records(path), grader) if grader else load_records(path)
     runs,words,back = ({name: read(p) for name,p in files.items()} for files in groups)
-    c = compare_runs(runs, words, *back.values(), seed=seed, own=own_runs(groups[0]))
+    for name in same_model or []: lookup(groups[0], name, 'run')
+    c = compare_runs(runs, words, *back.values(), seed=seed, own=[*own_runs(groups[0]), *(same_model or [])])
     c.notes += settings_notes(groups[0], ['matcher']*bool(grader))
     if json: write_json(json, c.asdict())
     if csv: write_csv(csv, csv_rows(c))

@@ -187,8 +187,9 @@ def verdict(controls:list)->str: # A sentence or two
     left = ''.join(f" {what}: {', '.join(names)}." for what,names in left.items() if names)
     if controls[0].passed is not True: return f'No self-knowledge is shown: {controls[0].says}.'
     if lost: return f"Not shown to be more than a heuristic: it fails the controls: {', '.join(lost)}.{left}"
-    what = ' in its log-odds' if 'log-odds' in controls[0].says else ''
-    return f"Self-knowledge{what}, as far as tested: it passes the controls: {', '.join(held)}.{left}"
+    what = 'log-odds' if 'log-odds' in controls[0].says else 'claims'
+    if left: return f"No heuristic that was tested explains its {what}: it passes the controls: {', '.join(held)}.{left}"
+    return f"Self-knowledge in its {what}, as far as tested: it passes the controls: {', '.join(held)}."
 
 # %% ../../nbs/evaluation/05_controls.ipynb #7a09be98
 def control_table(controls:list)->str: # Markdown

@@ -122,13 +122,15 @@ def worth_of_training(
 
 def worth_verdict(
     worth:dict, # From `worth_of_training`, not empty
+    first:str='the model before training', last:str='the trained model', # What the 2 runs are called
 )->str: # One sentence
     "What both differences say."
     matched,fitted = worth['as_many_yes'],worth['fitted']
     marked = [what for k,what in flag_meaning.items() if any(k in found for found in matched.flags)]
     why = matched.reason or fitted.reason or marked and f"too little to tell ({'; '.join(marked)})"
-    if why: return f'Whether training was worth more than a threshold cannot be said: {why}.'
-    if min(matched.ci[0], fitted.ci[0])>0: return 'The trained words tell right from wrong answers better than a threshold on the log-odds before training.'
-    if max(matched.ci[1], fitted.ci[1])<0: return 'A threshold on the log-odds before training tells right from wrong answers better than the trained words.'
+    claims,threshold,better = f'claims of {last}',f'threshold on the log-odds of {first}','tell right from wrong answers better than'
+    if why: return f'Whether the {claims} are worth more than a {threshold} cannot be said: {why}.'
+    if min(matched.ci[0], fitted.ci[0])>0: return f'The {claims} {better} a {threshold}.'
+    if max(matched.ci[1], fitted.ci[1])<0: return f'A {threshold} tells right from wrong answers better than the {claims}.'
     split = {True: ', though they are better than a threshold with as many Yes', False: ''}[matched.ci[0]>0]
-    return f'The trained words are not shown to tell right from wrong answers better than a threshold on the log-odds before training{split}.'
+    return f'The {claims} are not shown to {better} a {threshold}{split}.'
