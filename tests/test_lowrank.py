@@ -98,6 +98,12 @@ def random_model(kind):
     kw = dict(sliding_window=16) if kind=='Mistral' else {}
     return getattr(hf, f'{kind}ForCausalLM')(getattr(hf, f'{kind}Config')(**size, num_key_value_heads=2, **kw)).eval()
 
+def test_scaled_embeddings_are_refused():
+    import transformers as hf
+    model = hf.GemmaForCausalLM(hf.GemmaConfig(vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, pad_token_id=0))
+    assert model.lm_head.weight is model.model.embed_tokens.weight # Found by the output layer, and not written to as an embedding
+    with pytest.raises(ValueError, match='embed_tokens.weight is in a layer that is neither linear nor a plain table'): LowRankBatch(model, MasterWeights(model).params)
+
 @pytest.mark.parametrize('kind', ['Llama', 'Qwen2', 'Qwen3', 'Mistral', 'Phi3', 'Olmo2'])
 def test_other_models(kind):
     "The plain reader serves where the lean one cannot; a crew says what its members say when they are written into the weights."
@@ -117,4 +123,4 @@ def test_other_models(kind):
 
 def test_a_model_whose_weights_are_elsewhere_is_refused():
     model = random_model('GPT2')
-    with pytest.raises(ValueError, match='is in no linear layer'): LowRankBatch(model, MasterWeights(model).params)
+    with pytest.raises(ValueError, match='neither linear nor a plain table'): LowRankBatch(model, MasterWeights(model).params)

@@ -125,9 +125,12 @@ def load_checkpoint(
 def prune_checkpoints(
     checkpoints:Path, # Folder of folders
     keep:int, # Number of newest checkpoints to keep; 0 keeps all
+    iteration:int, # Of the one that was just saved: later ones belong to a state that could not be resumed
 ):
-    "Remove old checkpoints."
-    for old in sorted(checkpoints.glob('iter*'))[:-keep or None] if keep else []: shutil.rmtree(old)
+    "Remove old checkpoints, and those that are ahead of the run."
+    every = sorted(checkpoints.glob('iter*')) if keep else []
+    late = [p for p in every if int(p.name[4:])>iteration]
+    for old in late + every[:len(every)-len(late)][:-keep]: shutil.rmtree(old)
 
 # %% ../../nbs/evolution/06_checkpoint.ipynb #7995a9d2
 def check_journal(
@@ -148,7 +151,7 @@ def resume_weights(
     journal:list, # Its lines
     log, # Called with a line for each checkpoint that cannot be used
     sharded=None, # A `ShardedUpdate`, where the processes divide the tensors
-):
+)->int: # Iteration of the checkpoint that was loaded; 0: the base model
     "Start from the newest intact checkpoint, or from the base model, and replay the rest of the journal."
     start = 0
     if journal: check_machine(master, journal[-1]) # Also where a checkpoint leaves nothing to replay: the next iteration needs the same noise
@@ -162,6 +165,7 @@ def resume_weights(
         except (ValueError, SafetensorError) as e: log(f"{e}: going back to an earlier state")
     if sharded and len(set(sharded.group.all_gather([start])))>1: raise ValueError(f"the processes read different checkpoints in {checkpoints}: all of them need the same folder")
     replay(master, journal[start:], sharded)
+    return start
 
 # %% ../../nbs/evolution/06_checkpoint.ipynb #4aa76270
 class StopRequested(KeyboardInterrupt):

@@ -50,7 +50,7 @@ class MasterWeights:
     ):
         self.params = {n: p for n,p in model.named_parameters() if include(n, p)}
         if not self.params: raise ValueError("no parameter is trained: `include` returned False for all of them")
-        self.weights = {n: p.detach().float().clone() if clone and not sink else p.detach().float() for n,p in self.params.items()}
+        self.weights = {n: p.detach().float().clone(memory_format=torch.contiguous_format) if clone and not sink else p.detach().float() for n,p in self.params.items()}
         if sink: self.params = sink(self.params)
         self.written = written
         self.untrained = {n: p.detach().float().clone() for n,p in model.named_parameters() if n not in self.params}
@@ -152,7 +152,7 @@ def checked(rewards): # As float64, or an error
     if len(r)<2: raise ValueError(f"population size is {len(r)}: rewards are compared between members, so use 2 or more")
     if not np.isfinite(r).all():
         i = int(np.flatnonzero(~np.isfinite(r))[0])
-        raise ValueError(f"member {i} has reward {r[i]}: rewards must be finite numbers")
+        raise ValueError(f"member {i} has reward {r[i]}: rewards must be finite numbers; if they no longer are, training has diverged: lower --alpha or --sigma")
     return r
 
 shapings = dict(zscore=standardize, ranks=centred_ranks)

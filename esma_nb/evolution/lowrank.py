@@ -58,8 +58,9 @@ def perturbed_layers(
         if type(layer) is nn.Linear or layer is table and type(layer) is nn.Embedding: return layer.weight
     names = {id(p): n for n,p in params.items()} | {id(p.plain): n for n,p in params.items() if isinstance(p, Packed) and p.plain is not None}
     found = {layer: names[id(w)] for layer in model.modules() if (w := weights(layer)) is not None and id(w) in names}
-    lost = params.keys() - set(found.values())
-    if lost: raise ValueError(f"{min(lost)} is in no linear layer and no table of embeddings, where low-rank members could act: use --perturbation full")
+    def owned(layer): return [layer.packed] if type(layer) is PackedLinear else layer.parameters(recurse=False)
+    lost = params.keys()-set(found.values()) | {names[id(w)] for layer in model.modules() if layer not in found for w in owned(layer) if id(w) in names}
+    if lost: raise ValueError(f"{min(lost)} is in a layer that is neither linear nor a plain table of embeddings, where low-rank members could act: use --perturbation full")
     return found
 
 # %% ../../nbs/evolution/01_lowrank.ipynb #f17fafc2

@@ -8,7 +8,6 @@ __all__ = ['work_items', 'evaluate_members', 'restoring', 'evaluate_parallel', '
 # %% ../../nbs/evolution/05_population.ipynb #0a0b9a72
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from math import isfinite
 from threading import Lock
 from time import perf_counter
 import torch
@@ -120,8 +119,7 @@ def es_iteration(
     done = perf_counter()
     results = [o for _,o in sorted(group.gather_results(found), key=lambda o: o[0])]
     visited,rewards = perf_counter(),[o['reward'] for o in results]
-    if not all(map(isfinite, rewards)): raise ValueError(f"iteration {t+1}: a member has the reward {next(r for r in rewards if not isfinite(r))}: training has diverged, lower --alpha or --sigma")
-    coefficients = shapings[args['shaping']](rewards) * alpha/len(members)
+    with restoring(master): coefficients = shapings[args['shaping']](rewards) * alpha/len(members)
     if args.get('max_update_norm'): coefficients = coefficients * min(1, args['max_update_norm']*alpha/(master.length(members, coefficients) or 1))
     norm,now = master.update(members, coefficients, alpha, t+1, sharded),perf_counter()
     journal = dict(iteration=t+1, members=members, rewards=rewards, coefficients=coefficients.tolist(), alpha=alpha, sigma=sigma)

@@ -100,10 +100,11 @@ def estimate_cost(run)->str: # Text for the terminal
 def estimated_memory(run)->float: # Bytes
     "Memory for master weights, the working copies of parallel members, optimizer state and cached noise; vLLM's own is not in it."
     from esma_nb.engines.models import compute_dtype
-    a,weights = run.args,sum(w.nbytes for w in run.master.weights.values())
+    a,weights,replicas = run.args,sum(w.nbytes for w in run.master.weights.values()),len(run.evaluator.replicas)
     copies,cache = dict(sgd=0, momentum=1, adam=2)[a['optimizer']] + bool(a['weight_decay']),a['noise_cache_gb']*1e9
-    working = 0 if run.llm else len(run.evaluator.replicas) * (.5 if compute_dtype(a['dtype'], run.model.device)=='bfloat16' else 1)
-    return weights*(1+copies+working) + min(cache, weights if cache>=weights else 0)
+    working = 0 if run.llm else replicas * (.5 if compute_dtype(a['dtype'], run.model.device)=='bfloat16' else 1)
+    caches = a['perturbation']=='full' and cache>=replicas*weights
+    return weights*(1+copies+working) + caches*min(cache, weights*a['population_size']//(1+a['mirrored']))
 
 # %% ../../nbs/evolution/11_train.ipynb #b53ab7de
 @command

@@ -51,7 +51,7 @@ class ESTrainer:
         self.evaluator = MemberEvaluator(self.args, self.model, self.tokenizer, self.claim, self.match, self.reward, self.group, self.log, self.read, self.llm)
         self.master,self.generate = self.evaluator.master,self.evaluator.generate
         self.sharded = ShardedUpdate(self.master.weights, self.group) if self.args['update']=='sharded' else None
-        self.journal,self.measured,self.stop,self.tracker,self.digest = [],{},[],Tracker('none', self.out),None
+        self.journal,self.measured,self.stop,self.tracker,self.digest,self.loaded = [],{},[],Tracker('none', self.out),None,0
 
     @property
     def done(self)->int: return len(self.journal) # Iterations so far
@@ -101,7 +101,7 @@ def save(self:ESTrainer, folder, rolling=False)->str: # sha256 of the weights; `
     if self.sharded: state = self.sharded.gather_state(state)
     if self.group.is_main:
         save_checkpoint(folder, self.model, self.tokenizer, self.master, self.done, state, digest)
-        if rolling: prune_checkpoints(folder.parent, self.args['keep_checkpoints'])
+        if rolling: prune_checkpoints(folder.parent, self.args['keep_checkpoints'], self.done)
     self.group.barrier()
     return digest
 
@@ -159,7 +159,7 @@ def resume(self:ESTrainer):
         if self.done: self.log(f"going on after iteration {self.done}")
     earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl')}
     self.measured |= {t: self.scored(load_records(p)) for t,p in earlier.items() if t<=self.done}
-    resume_weights(self.master, self.out/'checkpoints', self.journal, self.log, self.sharded)
+    self.loaded = resume_weights(self.master, self.out/'checkpoints', self.journal, self.log, self.sharded)
     self.digest = None
 
 # %% ../../nbs/evolution/09_trainer.ipynb #7e981f05
@@ -209,7 +209,7 @@ def checkpoint_and_evaluate(self:ESTrainer)->bool:
     last,every = t==a['num_iterations'],a['evaluate_interval']
     regular = bool(t and every and t%every==0)
     due = regular or t>0 and t in self.measured # Measured by an earlier start, perhaps with another interval
-    if t and not last and a['model_save_interval'] and t%a['model_save_interval']==0:
+    if t!=self.loaded and not last and a['model_save_interval'] and t%a['model_save_interval']==0: # Not the one that was just loaded
         self.save(self.out/'checkpoints'/f'iter{t:06d}', rolling=True)
     if last or due:
         self.evaluate_heldout(t)

@@ -27,7 +27,7 @@ def check_compatible(base:dict, tuned:dict): # `TensorLocation`s by name, or any
     sides = ('base', base, tuned),('other', tuned, base)
     problems = [f"only the {side} has {n}" for side,a,b in sides for n in sorted(a.keys()-b.keys())]
     problems += [f"{n} is {p} in the base and {q} in the other" for n,(p,q) in shapes.items() if p!=q]
-    if problems: raise ValueError(f"the two are not versions of one model, {len(problems)} tensors differ: {'; '.join(problems)}")
+    if problems: raise ValueError(f"the two are not versions of one model, {len(problems)} tensors differ: {'; '.join(problems)}{' (a model whose files have other names or buffers than transformers keeps: save it once with `save_model`)'*(base.keys()!=tuned.keys())}")
 
 def bit_pattern(t): return t.view(torch.int16 if t.itemsize==2 else torch.int32) # The bit patterns of floats, as integers
 def masked_values(t, mask): # As `t[mask]`, in a tenth of the time
@@ -42,9 +42,9 @@ def count_changed(base:Weights, tuned:Weights, name:str)->int:
     "How many numbers of a tensor have different bit patterns in the two models."
     n = 0
     for at,b,t in iter_pairs(base, tuned, name):
-        finite = (t.float()-b.float()).isfinite().all()
-        if not finite: raise ValueError(f"{name} holds a number that is not finite: the training has diverged")
-        n += int((bit_pattern(b)!=bit_pattern(t)).count_nonzero())
+        changed = bit_pattern(b)!=bit_pattern(t)
+        if not (t.float()-b.float())[changed].isfinite().all(): raise ValueError(f"{name} changed from or to a number that is not finite: the training has diverged")
+        n += int(changed.count_nonzero())
     return n
 
 # %% ../../nbs/patching/02_deltas.ipynb #2da4076e

@@ -106,7 +106,8 @@ def find_weights(
     name, # A model folder, a run folder, a `.gguf` file, a hub id, `demo` or `smollm2`
 )->Path: # A folder with safetensors
     "Find the folder with a model's weights; a model of the hub is downloaded."
-    if (Path(name)/'model'/'config.json').is_file(): name = Path(name)/'model'
+    run = Path(name).expanduser()
+    if str(name) not in ('demo', 'smollm2') and (run/'model'/'config.json').is_file(): name = run/'model'
     location = find_model(str(name))
     folder = Path(location['pretrained_model_name_or_path'])
     if 'gguf_file' in location: return convert_gguf(folder/location['gguf_file'])
@@ -148,9 +149,9 @@ def open_weights(
     "Find a model's tensors; of tied tensors that are stored twice, only one."
     folder,found = find_weights(name),{}
     for path in weight_files(folder): found |= read_header(path)[0]
-    unknown = [n for n,p in found.items() if not p.dtype.is_floating_point]
-    if unknown: raise ValueError(f"{name} is quantized ({unknown[0]}): name the unquantized model")
-    config = read_json(folder/'config.json')
+    config,unknown = read_json(folder/'config.json'),[n for n,p in found.items() if not p.dtype.is_floating_point]
+    if unknown: raise ValueError(f"{name} is quantized ({unknown[0]}): name the unquantized model" if config.get('quantization_config') else
+        f"{name} stores {unknown[0]}, which is no number that is trained: save the model once with `save_model(*load_model(NAME, 'float32'), FOLDER)`")
     tied = find_tied(found) if config.get('tie_word_embeddings', True) else {}
     return Weights(folder, {n: found[n] for n in sorted(found.keys()-tied.keys())}, tied)
 

@@ -57,7 +57,7 @@ class SFTTrainer:
         self.generate = hf_engine(self.model, self.tokenizer, 2*a['eval_batch_size'], a['max_input_length'])
         self.train_eval_rows = sample_rows(self.rows, min(len(self.rows), len(self.eval_rows)), a['seed'])
         self.total = a['num_epochs']*ceil(len(self.rows)/a['batch_size'])
-        self.global_step,self.measured,self.learned,self.labels,self.lines,self.stop = 0,{},{},{},[],[]
+        self.global_step,self.loaded,self.measured,self.learned,self.labels,self.lines,self.stop = 0,0,{},{},{},[],[]
         self.experiment_tracker = Tracker('none', self.out)
 
 # %% ../../nbs/sft/02_trainer.ipynb #854af3a4
@@ -127,7 +127,7 @@ def save(self:SFTTrainer, folder, optimizer=None)->str: # sha256 of the weights
     digest = self.group.check_same_weights(fingerprint(stored_tensors(self.model)))
     if self.group.is_main:
         save_state(folder, self.model, self.tokenizer, self.global_step, optimizer, digest)
-        if optimizer: prune_checkpoints(folder.parent, self.args['keep_checkpoints'])
+        if optimizer: prune_checkpoints(folder.parent, self.args['keep_checkpoints'], self.global_step)
     self.group.barrier()
     return digest
 
@@ -136,7 +136,7 @@ def resume(self:SFTTrainer):
     "Resume from the newest checkpoint that is intact, and delete what was written after it."
     for folder in sorted((self.out/'checkpoints').glob('iter*'), reverse=True):
         try:
-            self.global_step = load_state(folder, self.model, self.optimizer)
+            self.loaded = self.global_step = load_state(folder, self.model, self.optimizer)
             break
         except (ValueError, SafetensorError) as e: self.log(f"{e}: going back to an earlier state")
     if self.group.is_main: self.delete_later_lines()
@@ -158,7 +158,7 @@ def delete_later_lines(self:SFTTrainer): # Delete lines and records of iteration
 def save_and_evaluate(self:SFTTrainer, t:int):
     "After iteration `t`: save a checkpoint and evaluate if their intervals say so."
     every,keep = (self.args[k] for k in ('evaluate_interval', 'model_save_interval'))
-    if t and keep and t%keep==0 and t<self.total:
+    if t!=self.loaded and keep and t%keep==0 and t<self.total: # Not the one that was just loaded
         self.save(self.out/'checkpoints'/f'iter{t:06d}', self.optimizer)
     if t==self.total or (t and every and t%every==0):
         self.evaluate_heldout(t)
