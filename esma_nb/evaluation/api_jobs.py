@@ -21,6 +21,7 @@ from ..api.concurrency import gather_or_cancel
 from ..api.client import APIEngine
 from ..prompts.elicitation import claim_prompts
 from ..signals.elicit import signal_prompts,signal_scores
+from ..signals.sampling import same_words
 from .records import failures,load_records,record
 from .evaluate import Plan,close_evaluation,evaluation_options,open_evaluation,plan_evaluation,with_progress
 
@@ -59,6 +60,7 @@ def evaluate_api(
     max_minutes:float=inf, # Minutes from this call on
     progress=lambda record, spent: None, # Called after each row
     signals:dict=None, # `names`, and options for `signal_prompts`; None: no signals
+    agree=same_words, # As for `ask_signals`: when 2 sampled answers mean the same
     keep=lambda lines: None, # As for `ask_signals`: called with the samples of a row before its record is written
 )->list: # The finished records, in the order of `rows`
     "Ask a remote model every row once, and write each record when its replies are there."
@@ -78,7 +80,7 @@ def evaluate_api(
         seconds,asked = perf_counter()-began,[] if replies[0].failed else later_prompts(claim, row, signals, replies[0].text)
         more = await gather_or_cancel([remote.complete(client, p) for p in asked])
         if claim.follow_up: replies,more = [*replies, *more[:1]],more[1:]
-        graded,samples = signal_scores(signals['names'], replies[0], more, row['question']) if signals else (None, None)
+        graded,samples = signal_scores(signals['names'], replies[0], more, row['question'], agree) if signals else (None, None)
         if samples: keep([dict(question_id=qid, seeded=remote.request_options['seed'][0] is not None, **samples)])
         new = record(row, claim, match, *replies, seconds=seconds, signals=graded)
         billed,facts = bill_of([*replies, *more], paid.get(qid, (0, 0, 0)))
@@ -153,7 +155,7 @@ def run_and_bill(
             bar.update()
             if warn_reasoning(record, remote, warnings): print(warnings[0])
             bar.set_postfix_str(f'${spent:.4f}' if spent else '')
-        return evaluate_api(path, remote, rows, claim, plan.match, price, **not_none(**budget), progress=progress, signals=signals, keep=plan.keep_samples)
+        return evaluate_api(path, remote, rows, claim, plan.match, price, **not_none(**budget), progress=progress, signals=signals, agree=plan.agree, keep=plan.keep_samples)
     try: records = with_progress(path, len(rows), work)
     except ConnectionError:
         if why := failures(load_records(path)): print(why)

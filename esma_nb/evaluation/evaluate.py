@@ -26,7 +26,7 @@ from ..engines.vllm import vllm_engine
 from ..engines.vllm_model import check_engine,import_vllm,launch_vllm,prepare_environment
 from ..api.judge import Judge
 from ..signals.elicit import ask_signals,check_signals
-from ..signals.sampling import sampled
+from ..signals.sampling import agree_by_grader,same_words,sampled
 from .records import load_records,record,scores
 from .protocol import build_claim,check_grader,graders,prompt_limits,resolve_protocol,token_sampler
 from .grading import judge_run,open_judge,print_scores
@@ -128,6 +128,8 @@ class Plan:
     def match(self): return graders[self.protocol['matcher']]
     @property
     def records(self): return self.out/'records'/f"{self.args['claim']}.jsonl"
+    @property
+    def agree(self): return agree_by_grader.get(self.protocol['matcher'], same_words) # When 2 sampled answers mean the same
     def keep_samples(self, lines): append_lines(self.out/'samples.jsonl', lines)
 
 def plan_evaluation(
@@ -241,7 +243,7 @@ def eval_model(
     check_engine(engine, device, tensor_parallel_size)
     plan = plan_evaluation(args | prompt_limits(args['preset'], args), 'eval')
     generate,device_name,_ = local_model(plan.args, plan.protocol, batch_size, device)
-    ask = plan.signals and partial(ask_signals, **plan.signals, keep=plan.keep_samples)
+    ask = plan.signals and partial(ask_signals, **plan.signals, agree=plan.agree, keep=plan.keep_samples)
     def work(bar): return evaluate_into(plan.records, generate, plan.rows, plan.claim, plan.match, batch_size, lambda done: bar.update(done-bar.n), ask)
     with open_evaluation(plan, device=device_name):
         with_progress(plan.records, len(plan.rows), work)

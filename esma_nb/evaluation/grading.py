@@ -14,7 +14,7 @@ from ..core.cli import command
 from ..core.runs import append_lines,atomic_write,read_json,read_lines
 from ..metrics.matching import word_match
 from ..api.judge import Judge,judge_prompt
-from ..signals.sampling import same_by_judge,same_words
+from ..signals.sampling import agree_by_grader,same_by_judge,same_words
 from .records import failures,grades_summary,load_records,outcome_of,record_files,records_summary,recluster,regrade,run_folder,scores,signals_table
 from .protocol import check_grader,graders,lookup,protocol_diff
 
@@ -53,7 +53,7 @@ def open_judge(run, wanted:bool, args:dict)->Judge: # None unless it is wanted; 
 def cluster_again(records, path, by:str, judge)->list: # `path`: the samples of their run
     samples = read_lines(path)
     if not samples: raise ValueError(f"{path} holds no samples: --cluster_by needs a run with --signals consistency or semantic_entropy")
-    if by!='judge': return recluster(records, samples, partial(same_words, match=graders[by]))
+    if by!='judge': return recluster(records, samples, agree_by_grader.get(by) or partial(same_words, match=graders[by]))
     questions = {r.question_id: r.question for r in records}
     texts = {}
     for l in samples:
@@ -87,7 +87,7 @@ def score(
     run:str, # Folder of a run, or a file of records
     grader:str=None, # Grade the answers again: words, exact, substring, multiple_choice, numeric or judge
     risk:float=.1, # For the coverage of signals: highest share of wrong answers among those that are given
-    cluster_by:str=None, # Say again which sampled answers mean the same, for consistency and semantic entropy: words, exact, substring, numeric or judge
+    cluster_by:str=None, # Say again which sampled answers mean the same, for consistency and semantic entropy: words, exact, substring, multiple_choice, numeric or judge
     **kwargs):
     "Print the scores of a run, finished or not, from its records; no local model is loaded."
     for name,what in ((grader, 'grader'), (cluster_by, 'matcher')):

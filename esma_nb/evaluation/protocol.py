@@ -7,13 +7,13 @@ __all__ = ['presets', 'graders', 'readings', 'decoding_modes', 'ungraded', 'look
            'training_protocol', 'prompt_limits', 'rematch', 'build_claim', 'token_sampler', 'protocol_diff']
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #68102177
-from dataclasses import replace
 from functools import partial
 from ..prompts.claim_parsing import contains_yes,reads_yes
 from ..metrics.matching import last_number,matchers
 from ..datasets.question_sets import default_grader
 from ..prompts.elicitation import Claim,claims,get_claim
 from ..signals.elicit import answer_claims
+from .records import outcome_of,regrade
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #00baaee5
 presets = dict(
@@ -69,7 +69,8 @@ def rematch(
     "Grade the replies of `records` by another matcher; ValueError where it would call every reply wrong."
     match = lookup(matchers, grader, 'grader')
     check_grader(grader, [r.answers for r in records])
-    return [r if r.failed else replace(r, correct=match(r.direct_output, r.answers)) for r in records]
+    outcomes = [None if r.failed else outcome_of(match(r.direct_output, r.answers)) for r in records]
+    return regrade(records, 'as recorded', grader, outcomes)
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #f89e1c45
 def build_claim(

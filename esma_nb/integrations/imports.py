@@ -20,7 +20,7 @@ from ..evaluation.records import Record,failures,outcome_of
 from ..evaluation.protocol import check_grader,lookup
 from ..evaluation.grading import grade
 from ..evaluation.export import save_table
-from .logs import from_harness,from_inspect,open_archive,outcome_from,read_signals
+from .logs import from_harness,from_inspect,logged_reply,open_archive,outcome_from,read_signals
 
 # %% ../../nbs/integrations/03_imports.ipynb #619a28a6
 table_columns = dict(id=('question id', 'id'), question=('question', 'prompt', 'input texts', 'input text'), answers=('answers', 'answer', 'target texts'),
@@ -69,8 +69,10 @@ def table_record(cells, grader, signals, threshold)->Record: # `cells` by the ke
     answers = [str(a) for a in parse_answers(answers) if str(a).strip()] if answers is not None else []
     row = dict(question_id=hash_id(str(question)) if given in (None, '') else str(given), question=str(question), answers=answers, signals=signals)
     if reply is None: return Record(**row, direct_output='', failed='no reply')
-    outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(matchers['words'](str(reply), answers)) if answers else None
-    return Record(**row, direct_output=str(reply), correct=None if outcome is None else outcome=='correct', grades={grader or 'words': outcome})
+    said = logged_reply(str(reply))
+    if said.failed and not grader: return Record(**row, direct_output='', direct_reasoning=said.reasoning, failed=said.failed)
+    outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(matchers['words'](said.text, answers)) if answers else None
+    return Record(**row, direct_output=said.text, direct_reasoning=said.reasoning, correct=None if outcome is None else outcome=='correct', grades={grader or 'words': outcome})
 
 # %% ../../nbs/integrations/03_imports.ipynb #c846a4f3
 readers = dict(harness=from_harness, inspect=from_inspect, table=from_table)
@@ -105,7 +107,7 @@ def import_records(
     response_column:str=None, # Column of the model's answer
     correct_column:str=None, # Column that says whether the answer is right
     threshold:float=None, # The lowest grade that is right; default: 1 is right and 0 is wrong
-    grader:str=None, # Grade the answers again: words, substring or exact; default: the grades in the log, and words where it has none
+    grader:str=None, # Grade the answers again: words, substring, exact, multiple_choice or numeric; default: the grades in the log; words for lm-evaluation-harness, and where there are none
 ):
     "Convert the log of another tool to records, which can be scored, compared, reported and exported."
     if not to.endswith('.jsonl'): raise ValueError(f"cannot write {to}: records are .jsonl (esma_nb_export makes other tables of them)")

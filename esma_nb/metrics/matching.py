@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['common_words', 'prepositions', 'weekdays', 'item_number', 'suffix_pattern', 'particle_pattern', 'long_name',
            'name_part', 'matchers', 'choice_lead', 'boxed', 'stated_letter', 'number', 'numeric_pattern',
-           'substring_match', 'has_number', 'answer_variants', 'split_alternatives', 'neighbours', 'is_letter',
-           'bound_pairs', 'line_key', 'answer_patterns', 'reply_words', 'may_follow', 'contains_run', 'long_names',
-           'initials_pattern', 'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words', 'exact_match',
-           'f1', 'first_line', 'choice_said', 'multiple_choice_match', 'last_number', 'numeric_match',
-           'multiline_share']
+           'numeric_forms', 'substring_match', 'has_number', 'answer_variants', 'split_alternatives', 'neighbours',
+           'is_letter', 'bound_pairs', 'line_key', 'answer_patterns', 'reply_words', 'may_follow', 'contains_run',
+           'long_names', 'initials_pattern', 'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words',
+           'exact_match', 'f1', 'first_line', 'choice_said', 'letter_said', 'multiple_choice_match', 'power',
+           'mixed_number', 'last_number', 'numeric_match', 'multiline_share']
 
 # %% ../../nbs/metrics/07_matching.ipynb #9f816347
 import re
@@ -87,6 +87,7 @@ def answer_patterns(
             if all(w in common_words or is_letter(w) for w in ws):
                 lines[line_key(a)] = None
                 if len(a.split()) > 1 or a.isupper() and a not in 'AI': verbatim.append(re.escape(a.strip()))
+                if len(ws) > 1 and a.isupper() and all(map(is_letter, ws)): verbatim.append(''.join(ws).upper()) # U.S.A. is USA
                 continue
             run = ''.join(ws)
             if not no_space_script.search(run): sets[frozenset(ws),bound_pairs(ws)] = None
@@ -205,10 +206,11 @@ def f1(
     return max((overlap(Counter(squad_words(a))) for a in answers), default=0.)
 
 # %% ../../nbs/metrics/07_matching.ipynb #87729796
-choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|choice|option|is|it|would|be|that"
+choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|letter|choice|option|is|it['’]?s|it|would|be|that"
+    r"|to (?:the|this|your) question|(?:of|for) (?:the|this) (?:(?:right|correct|best) )?(?:option|choice|answer)"
     r"|i(?: would| will|['’]d|['’]ll)? (?:think|believe|guess|say|choose|pick))\b[\s:,*]*)+")
 boxed = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
-stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:](?!\s*is (?:not|wrong|incorrect|false)\b)|(?<!I),(?!\s*[A-Z]\b)|\s+[-–—]\s|\s+(?:because|since|is (?:correct|right|true))\b|\W*\n)")
+stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:](?!\s*is (?:not|wrong|incorrect|false)\b)|(?<!I),(?!\s*[A-Z]\b)|\s+[-–—]\s|\s+(?:because|since|is (?:(?:the|my) )?(?:correct|right|true|best|answer|choice|option))\b|\W*\n)")
 
 def first_line(reply:str)->str: # `''` where there is none
     "The first line of `reply` that is not empty."
@@ -216,8 +218,14 @@ def first_line(reply:str)->str: # `''` where there is none
 
 def choice_said(reply:str)->str: # Without `The answer is` and LaTeX
     "What `reply` chooses: its last `\\boxed{}`, or its first line that is not empty and no introduction."
-    reply = re.sub(r'\\[a-z]+', '', (boxed.findall(reply) or [reply])[-1])
+    reply = re.sub(r'\\[a-z]+|</?answer>', '', (boxed.findall(reply) or [reply])[-1])
     return first_line(choice_lead.sub('', reply)) or first_line(reply)
+
+def letter_said(reply:str)->str: # None where it chooses no letter
+    "The letter of the option that `reply` chooses; a small letter counts where it stands alone."
+    said = choice_said(reply)
+    if alone := re.fullmatch(r'\W*([a-z])\W*', said): return alone[1].upper()
+    return m[1] if (m := stated_letter.match(said)) else None
 
 def multiple_choice_match(
     reply:str, # Of the model
@@ -226,16 +234,28 @@ def multiple_choice_match(
     "Whether `reply` gives the letter of the right option, or its whole text and no letter."
     said = choice_said(reply)
     letter,texts = (answers[0],answers[1:]) if answers and re.fullmatch('[A-Z]', answers[0]) else (None,answers)
-    if letter and (m := stated_letter.match(said)): return m[1]==letter
-    return exact_match(said, texts) or exact_match(first_line(reply), texts)
+    if letter and (chosen := letter_said(reply)): return chosen==letter
+    with_letter = re.match(rf'\W*{letter}\b', said) # `B Lima` and `B (Lima)`
+    return exact_match(said, texts) or exact_match(first_line(reply), texts) or bool(with_letter) and exact_match(said[with_letter.end():], texts)
 
 # %% ../../nbs/metrics/07_matching.ipynb #0e0fa171
 number = r'\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+'
 numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?(?:[$€£]\s?)?({number})(?:\s?/\s?(\d+))?(?![\d])\s?(%|percent\b)?')
 
+numeric_forms = [(re.compile(a), b) for a,b in ((r'\\[dt]?frac\{(\d+)\}\{(\d+)\}', r'\1/\2'), # LaTeX
+    (r'(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})', ','), (r'(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))', ','), # 1{,}800 and 1 800
+    (r'(?<![\d}])\^\{?\d+\}?', ''), ('−', '-'))] # The exponent of a unit
+
+def power(m): return str(int(m[1])**int(m[2])) # 10^6
+def mixed_number(m): return f'{int(m[1])*int(m[3])+int(m[2])}/{m[3]}' # 2 1/2 is 5/2
+
 def last_number(text:str)->tuple: # Its value as a fraction, and whether it is a percentage; `None` where there is no number
-    "The last number of `text`, with its sign, thousands separators, fraction and percent sign."
-    found = [m for m in numeric_pattern.finditer(text.replace('−', '-')) if not m[3] or int(m[3])]
+    "The last number of `text` (of its last `\\boxed{}`, if there is one), with its sign, thousands separators, fraction and percent sign."
+    text = (boxed.findall(text) or [text])[-1]
+    for pattern,form in numeric_forms: text = pattern.sub(form, text)
+    text = re.sub(r'(?<![\w.,])(\d{1,4})\^\{?(\d{1,2})\}?(?!\d)', power, text)
+    text = re.sub(r'(?<![\d.,/])(\d+) (\d+)/(\d+)(?![\d.])', mixed_number, text)
+    found = [m for m in numeric_pattern.finditer(text) if not m[3] or int(m[3])]
     if not found: return None
     sign,value,below,percent = found[-1].groups()
     return Fraction(value.replace(',', ''))/int(below or 1)*(-1 if sign=='-' else 1), bool(percent)
