@@ -45,6 +45,7 @@ def selfaware_row(row, lang):
 
 def choice_row(question:str, options:list, right:int, qid=None)->tuple: # `options` are texts, `right` is an index from 0
     "A question with lettered options; its answers are the letter and the text of the right one."
+    if isinstance(options, str): raise ValueError(f"its options are one text and not a list ({options!r:.40}): export them as .jsonl or .parquet")
     if not 0<=right<len(options)<=26: raise ValueError(f"there is no option {right} among {len(options)}")
     letters = [chr(65+i) for i in range(len(options))]
     return qid, '\n'.join([question, *(f'{l}. {o}' for l,o in zip(letters, options))]), [letters[right], str(options[right])]

@@ -76,8 +76,8 @@ def columns(
     return {k: [getattr(r, k) for r in records] for k in ('correct', 'yes', 'log_odds')}
 
 def scores(records:list)->MetaScores:
-    "All metrics of the records, with intervals."
-    return MetaScores.from_claims(**columns(records))
+    "All metrics of the records, with intervals; where no claim was asked for, none counts as unreadable."
+    return replace(MetaScores.from_claims(**columns(records)), unparsed=sum(bool(r.unparsed) for r in records if r.correct is not None))
 
 # %% ../../nbs/evaluation/00_records.ipynb #7246282d
 def signals_table(

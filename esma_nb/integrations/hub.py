@@ -69,9 +69,9 @@ def fence(text:str, language='')->str: # A code block of Markdown; the fence is 
     marks = '`'*max(3, 1+max(map(len, re.findall('`+', text)), default=0))
     return f'{marks}{language}\n{text}\n{marks}'
 
-def intended_use(model:str, dataset:str, after:MetaScores)->str: # Three sentences about intended use
+def intended_use(model:str, dataset:str, after:MetaScores, also)->str: # Three sentences about intended use; `also`: were other question sets measured?
     alarms = f"Its Yes is no guarantee: it still claims to know a share of {format_metric(after, 'false_alarm_rate')} of its wrong answers. "
-    return (f"It is meant for questions like those of {dataset}, with the prompts of its training; nothing else has been measured. "
+    return (f"It is meant for questions like those of {dataset}, with the prompts of its training; {'beside the sets above, ' if also else ''}nothing else has been measured. "
         f"{alarms*(after.false_alarm_rate is not None)}Licence, knowledge and faults are those of {model}, and training may have changed other abilities, which were not measured.")
 
 # %% ../../nbs/integrations/00_hub.ipynb #6550df8a
@@ -100,7 +100,7 @@ def model_card(
         "## Scores before and after training",
         f"On {ends['after'].n} held-out questions of {dataset}, which it was not trained on; in brackets, 95 % intervals.", metrics_table(ends),
         *(['Other question sets, before and after:', forgetting_table(also).strip()] if (also := found.get('also')) else []),
-        "## Intended use", intended_use(model, dataset, ends['after']),
+        "## Intended use", intended_use(model, dataset, ends['after'], found.get('also')),
         "## How to repeat the training", *repeat_lines(command, args), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
         f"on the same kind of processor. It was made on {code(about['started'][:10])} with {versions}; commit {code(about['commit'] or 'unknown')}."]) + '\n'
 

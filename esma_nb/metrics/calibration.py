@@ -154,8 +154,10 @@ def confidence_intervals(v:dict, right, pooled:dict, drawn:dict)->dict:
     few,std,ci = rarer if rarer>1 else len(right),{k: drawn[k].std() for k in v},dict.fromkeys(v)
     for k,n in dict(auroc=rarer, gamma=rarer, aurc=few, brier=few).items():
         if v[k] is not None: ci[k] = logit_interval(v[k], std[k], n, low=-1 if k=='gamma' else 0)
-    for k,low in dict(ece=0, brier_reliability=0, brier_resolution=-1).items():
-        ci[k] = bias_corrected_interval(v[k], drawn[k].mean()-pooled[k], std[k], few, low, 1)
+    for k,(low,high) in dict(ece=(0, 1), brier_reliability=(0, 1), brier_resolution=(-1, .25)).items():
+        ci[k] = bias_corrected_interval(v[k], drawn[k].mean()-pooled[k], std[k], few, low, high)
+    if v['auroc'] in (0, 1): # Perfectly separated: resampling draws no other errors than those that were seen
+        for k in ('ece', 'brier', 'brier_reliability'): ci[k] = [max(0., v[k]-wilson(0, few)[1]), min(1., v[k]+wilson(0, few)[1])]
     if pooled['ece'] <= np.percentile(np.abs(drawn['gap']-pooled['gap']).sum(-1), 97.5): ci['ece'][0] = 0.
     low,high = wilson(int(right.sum()), len(right))
     ends = low*(1-low),high*(1-high)

@@ -48,6 +48,8 @@ _markup = re.compile(r'\\(?:[a-z]+|\W)|["“”„«»「」『』【】*_`#~$¿
 _ends = re.compile(r'([!.]*\?[?!.]*)|(?<!\d)\.|\.(?!\d)|[!。;:\n]') # Of a sentence; the group is a question's
 _breaks = re.compile(r'[,、(){}\[\]<>|/—–•]|(?:^|\s)-+\s') # Between clauses
 _over = re.compile(r'[\W_]*$')
+_if_not = re.compile(r'if (?:not|so)\W*')
+_if_known = re.compile(r'(?:if|assuming|provided)(?: that)?(?: (?:i|you|we)(?: \w+)? (?:know|sure|certain|confident)\b.*|\s*$)') # `if you are sure` has lost its words by then
 
 def _turns(text, p): # The reply, and what follows it if the model goes on to play other speakers
     for sign,word in signs.items():
@@ -60,9 +62,10 @@ def _clauses(sentence, question, p): # Those that state something
     parts = [b for c in parts for b in map(str.strip, p['buts'].split(c)) if b]
     conditions = [p['ifs'].search(c) for c in parts]
     first = conditions[0] if parts else None
-    if any(conditions[1:]) or first and first.start(): return [] # Yes if I know, no if I do not
+    if any(conditions[1:]) or first and (first.start() or _if_not.fullmatch(first[0])): return [] # Yes if I know, no if I do not
     if first: parts[0] = parts[0][first.end():].strip() # If I do not know, no
     parts = [c for c in parts if c]
+    if first and _if_known.match(first[0]): parts = [c for c in parts if not any(True in found for found in _claims(c, p))] # If I know it, I say Yes
     if not question: return parts
     return parts[:-1] if len(parts)>1 and any(_claims(parts[0], p)) and not any(_claims(parts[-1], p)) else []
 
@@ -115,7 +118,15 @@ def reads_attempt(
     p = claim_patterns(lang)
     turn = next((t for t in _turns(text, p) if re.search(r'\w', t)), None)
     if turn is None: return None
-    return not any(p['passes'].match(c) or False in _claims(c, p)[1] for c in stated(turn, p))
+    return not any(p['passes'].match(c) or any(s['no'] is not None and _of_speaker(c, s) for s in p['phrase'].finditer(c)) for c in stated(turn, p))
+
+_without_subject = re.compile(r'(?:unsure|uncertain|unable to|no (?:idea|clue)|(?:not|isnt|arent)(?: \w+){0,2} (?:sure|certain|confident|able|aware|familiar))')
+_speaker = re.compile(r'(?:^|\b(?:i|im|i am|we|we are|it is|its)(?: \w+)?|\W)$')
+_about = re.compile(r'\W*$| (?:about|of|if|whether|how|who|what|when|where|which|why|as|on|with|to (?:answer|say|tell|determine|confirm|provide|name|find|recall|remember|give|identify)|(?:answer|say|tell|determine|confirm|provide|name|find|recall|remember|give|identify))\b')
+
+def _of_speaker(clause, s): # Is the denial that `s` found one of the model, and not of somebody in its answer? `He was unable to attend`
+    m = _without_subject.match(s[0])
+    return not m or bool(_speaker.search(clause[:s.start()].rstrip())) and bool(_about.match(s[0], m.end()))
 
 # %% ../../nbs/prompts/03_claim_parsing.ipynb #d6842683
 def contains_no_pass(

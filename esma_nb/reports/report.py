@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['row_kinds', 'max_examples', 'max_chars', 'training_panels', 'headline_scores', 'Run', 'read_run', 'read_facts',
            'stage_title', 'progress_text', 'read_runs', 'series_name', 'examples', 'row_counts', 'failure_reasons',
-           'run_facts', 'pictures', 'training', 'bar_ranges', 'bar_position', 'csp_hash', 'page', 'report']
+           'run_facts', 'pictures', 'training', 'bar_ranges', 'bar_position', 'times_asked', 'csp_hash', 'page',
+           'report']
 
 # %% ../../nbs/reports/01_report.ipynb #c4619eb7
 from base64 import b64encode
@@ -64,6 +65,7 @@ def progress_text(about, summary, lines, sets)->str: # Empty for a run that is d
     goal,rows = about.get('args', {}).get('num_iterations'),about.get('counts', {})
     if not about or summary and summary.get('iterations', 0)>=len(lines) and not summary.get('left'): return ''
     if goal: return f"{len(lines)} of {max(goal, len(lines))} iterations"
+    if lines: return f"{lines[-1]['iteration']} iterations" # SFT writes a line every 10 steps
     return f"{len(list(sets.values())[-1].records)} of {rows.get('drawn', rows.get('kept', 'its'))} questions"
 
 # %% ../../nbs/reports/01_report.ipynb #2273a63c
@@ -117,7 +119,7 @@ def run_facts(run:Run)->dict: # `{what: text}`
     "Model, data, claim, protocol and counts of a run."
     args,counts = redact_args(run.about.get('args', {})),run.about.get('counts', {})
     found = {k: args.get(k) for k in 'model dataset split lang claim preset grader reward_type seed'.split()}
-    found |= dict(questions=describe(counts) if 'kept' in counts else None, iterations=len(run.lines) or None)
+    found |= dict(questions=describe(counts) if 'kept' in counts else None, iterations=run.lines[-1]['iteration'] if run.lines else None)
     found |= {k: protocol_diff(v) if k=='protocol' else v for k,v in run.about.items() if k not in ('args', 'counts', 'versions')}
     return {k.replace('_', ' '): str(v) for k,v in found.items() if v not in (None, '', [], {})}
 
@@ -125,6 +127,7 @@ def run_facts(run:Run)->dict: # `{what: text}`
 def pictures(runs:list)->list: # `Picture`s
     "All figures for which the records have data."
     every,ends = [s for r in runs for s in r.sets.values()],[s for r in runs for s in r.ends]
+    every,claiming = ([s for s in some if sum(s.scores.counts.values())] for some in (every, ends)) # Imported answers may have no claims
     with_log_odds = [s for s in ends if s.scores.auroc is not None]
     def alt(some, field): return '; '.join(f'{s.name}: {label(field)} {format_metric(s.scores, field)}' for s in some)
     def each(paint, title, field, some):
@@ -132,21 +135,22 @@ def pictures(runs:list)->list: # `Picture`s
             for i,s in enumerate(some, 1)]
     def all_of(paint, title, field, some, height=lambda n: 2.8+.16*n):
         return [picture(paint, some, title=title, alt=alt(some, field), size=(3.8, height(len(some))))] if some else []
-    return [*each(counts, 'Four counts', 'counts', ends), *each(confidence, 'Confidence', 'auroc', with_log_odds),
+    return [*each(counts, 'Four counts', 'counts', claiming), *each(confidence, 'Confidence', 'auroc', with_log_odds),
         *all_of(roc, 'ROC', 'auroc', with_log_odds), *all_of(reliability, 'Reliability', 'ece', with_log_odds),
         *all_of(risk, 'Risk and coverage', 'aurc', with_log_odds),
         *all_of(dprime, 'd′, both corrections', 'd_prime_loglinear', every, lambda n: .8+.36*n)]
 
-training_panels = {'Reward': ['reward_mean'], 'Accuracy': ['accuracy'], 'Says yes': ['yes_rate'],
+training_panels = {'Reward': ['reward_mean'], 'Loss': ['loss'], 'Accuracy': ['accuracy'], 'Says yes': ['yes_rate'],
     'd′, both corrections': ['d_prime_loglinear', 'd_prime_type2']}
 
 def training(run:Run, i:int=1)->list: # `Picture`s
     "Training curves of a run."
     held = {int(k[4:]) if k[:4]=='iter' else 0: s.scores for k,s in run.sets.items()}
-    def alt(name): return f'over {len(run.lines)} iterations, from {run.lines[0].get(name)} to {run.lines[-1].get(name)}'
+    def values(name): return [x for x in ([l.get(name) for l in run.lines] or []) + [getattr(s, name, None) for s in held.values()] if x is not None]
+    def alt(name): return f"over {run.lines[-1]['iteration']} iterations, from {values(name)[0]} to {values(name)[-1]}"
     def panel(title, names):
         return picture(learning, run.lines, names, held, title=title, alt=alt(names[0]), name=f'training_{i}_{names[0]}', size=(3.8, 2.2))
-    return [panel(title, names) for title,names in training_panels.items()] if run.lines else []
+    return [panel(title, names) for title,names in training_panels.items() if values(names[0])] if run.lines else []
 
 # %% ../../nbs/reports/01_report.ipynb #87ca562e
 headline_scores = dict(accuracy='Right answers', yes_rate='Says yes', d_prime_loglinear='d′ (log-linear)', auroc='AUROC')
@@ -157,6 +161,10 @@ def bar_ranges(every:list)->dict: # `{field: (low, high, mark)}`
     return dict(accuracy=(0, 1, 0), yes_rate=(0, 1, 0), auroc=(0, 1, .5), d_prime_loglinear=(min([-.5, *d]), max([2.5, *d]), 0))
 
 def bar_position(x, low, high)->float: return round(100*(x-low)/(high-low), 2)
+
+def times_asked(runs)->int: # How often each question is asked; 0 where the records hold no claims
+    records = [r for run in runs for s in run.sets.values() for r in s.records]
+    return 2 if any(r.meta_output is not None for r in records) else int(any(r.yes is not None for r in records))
 
 def csp_hash(script:str)->str: return b64encode(sha256(script.encode()).digest()).decode()
 
@@ -176,7 +184,7 @@ def page(
     env.filters.update(inline=lambda p: Markup(inline(p)), csp_hash=csp_hash, label=label)
     every,ends = [s for r in runs for s in r.sets.values()],[s for r in runs for s in r.ends]
     env.globals.update(order=auroc_first if any(s.scores.flags for s in every) else list, mark=mark, corrected=corrected)
-    return env.get_template('report.html.j2').render(title=' · '.join(r.name for r in runs), written=f'{datetime.now():%Y-%m-%d %H:%M}',
+    return env.get_template('report.html.j2').render(title=' · '.join(r.name for r in runs), written=f'{datetime.now():%Y-%m-%d %H:%M}', asked=times_asked(runs),
         version=__version__, command_line=command_line, runs=runs, every=every, ends=ends, figures=figures, training=learned, fields=fields,
         row_kinds=row_kinds, max_examples=max_examples, max_chars=max_chars, headline_scores=headline_scores, shares=('accuracy', 'yes_rate'),
         bar_ranges=bar_ranges(every), bar_position=bar_position, format_metric=format_metric,
