@@ -35,7 +35,7 @@ moments = dict(
     journal=Moment('esma_nb.core.runs:append_lines', 'after', r'journal\.jsonl', main=True), # The line is there, the checkpoint is not
     weights=Moment('esma_nb.engines.models:write_model', 'in', main=True), # Weights of a checkpoint are being written
     unsealed=Moment('esma_nb.engines.models:write_model', 'after', main=True), # They were; no manifest
-    sealed=Moment('esma_nb.core.runs:seal', 'after', main=True), # Finished, not renamed
+    sealed=Moment('esma_nb.core.runs:write_manifest', 'after', main=True), # Finished, not renamed
     renamed=Moment('os:replace', 'after', r'iter\d+|model', main=True), # There, and the older ones not yet pruned
     pruning=Moment('shutil:rmtree', 'half', r'iter\d+', N-3, main=True), # An old checkpoint is half gone
     books=Moment('os:replace', 'before', r'metrics\.jsonl', 1, main=True), # A resume puts the metrics in order
@@ -204,7 +204,8 @@ def strike(out, processes, order, span)->dict: # What was done and seen; None if
         except psutil.NoSuchProcess: pass
     end = run.end()
     if end['rc']==0: return
-    return dict(order, done=len(state(out)['journal']), seconds=end['seconds'], said=run.text(), wrong=unclear(run, order, end)+lost(before, out))
+    missed = [f"it ended with {end['rc']} before it was killed: {run.text()[-300:]}"] if processes==1 and end['rc']!=-signal.SIGKILL else []
+    return dict(order, done=len(state(out)['journal']), seconds=end['seconds'], said=run.text(), wrong=missed+unclear(run, order, end)+lost(before, out))
 
 def chain(folder, seed, blows, processes, span, reference)->list: # A dict for each kill
     "One run that is killed so many times, or by these orders, and then left in peace; one that was shared by two may be finished by one."

@@ -16,7 +16,7 @@ def check(orders, kills): # All of them struck, and it was as if nothing had hap
     assert all(k['resumed'] and k['equal'] and not k['lost'] and not k['wrong'] for k in kills), table(kills) + ''.join(f"\n{k['what']}: {w}" for k in kills for w in k['wrong'])
 
 def test_one_process_at_its_worst_moments(reference, tmp_path):
-    "Each start but the last dies: while questions are asked, with half a line written, at a checkpoint that has its seal and not its name, while the master moves, while an old checkpoint is removed."
+    "Each start but the last dies: while questions are asked, with half a line written, at a checkpoint that has its manifest and not its name, while the master moves, while an old checkpoint is removed."
     orders = [order('measuring', 1, delay=.05), order('torn', 1), order('sealed', 1), order('update', 2), order('pruning', 1)]
     check(orders, chain(tmp_path, 0, orders, 1, *reference))
 

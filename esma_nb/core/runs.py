@@ -43,6 +43,7 @@ def atomic_write(
 
 def replace_folder(path, draft): # Killed between its first 2 lines, it leaves both folders under other names: `delete_stale_drafts` puts the old one back
     old = path.with_name(f'.{path.name}.{os.getpid()}.old')
+    delete_path(old)
     os.replace(path, old)
     try: os.replace(draft, path)
     except OSError:
@@ -208,9 +209,10 @@ def _list_names(names): return ', '.join(names[:3]) + f' and {len(names)-3} more
 
 def delete_stale_drafts(folder): # Delete drafts of processes that no longer run; a folder that was about to be replaced gets its name back
     for p in [*Path(folder).rglob('.*.draft'), *Path(folder).rglob('.*.old')]:
-        name,pid,kind = p.name[1:].rsplit('.', 2)
-        if pid.isdigit() and Path(f'/proc/{pid}').exists(): continue
-        if kind=='old' and not p.with_name(name).exists(): os.replace(p, p.with_name(name))
+        m = re.fullmatch(r'\.(.+)\.(\d+)\.(draft|old)', p.name) # As `atomic_write` names them
+        is_own = m and m[3]=='old' and int(m[2])==os.getpid() # In a container every start has the same number
+        if not m or Path(f'/proc/{m[2]}').exists() and not is_own: continue
+        if m[3]=='old' and not p.with_name(m[1]).exists(): os.replace(p, p.with_name(m[1]))
         else: delete_path(p)
 
 @contextmanager

@@ -209,8 +209,9 @@ def checkpoint_and_evaluate(self:ESTrainer)->bool:
     last,every = t==a['num_iterations'],a['evaluate_interval']
     regular = bool(t and every and t%every==0)
     due = regular or t>0 and t in self.measured # Measured by an earlier start, perhaps with another interval
-    if t!=self.loaded and not last and a['model_save_interval'] and t%a['model_save_interval']==0: # Not the one that was just loaded
-        self.save(self.out/'checkpoints'/f'iter{t:06d}', rolling=True)
+    if t and not last and a['model_save_interval'] and t%a['model_save_interval']==0:
+        if t!=self.loaded: self.save(self.out/'checkpoints'/f'iter{t:06d}', rolling=True)
+        elif self.group.is_main: prune_checkpoints(self.out/'checkpoints', a['keep_checkpoints'], t) # It was loaded; what a kill left of an older one goes
     if last or due:
         self.evaluate_heldout(t)
         self.tracker.log_scores(self.measured[t], t)

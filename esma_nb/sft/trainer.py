@@ -158,8 +158,9 @@ def delete_later_lines(self:SFTTrainer): # Delete lines and records of iteration
 def save_and_evaluate(self:SFTTrainer, t:int):
     "After iteration `t`: save a checkpoint and evaluate if their intervals say so."
     every,keep = (self.args[k] for k in ('evaluate_interval', 'model_save_interval'))
-    if t!=self.loaded and keep and t%keep==0 and t<self.total: # Not the one that was just loaded
-        self.save(self.out/'checkpoints'/f'iter{t:06d}', self.optimizer)
+    if t and keep and t%keep==0 and t<self.total:
+        if t!=self.loaded: self.save(self.out/'checkpoints'/f'iter{t:06d}', self.optimizer)
+        elif self.group.is_main: prune_checkpoints(self.out/'checkpoints', self.args['keep_checkpoints'], t) # It was loaded; what a kill left of an older one goes
     if t==self.total or (t and every and t%every==0):
         self.evaluate_heldout(t)
         self.experiment_tracker.log_scores(self.measured[t], t)
