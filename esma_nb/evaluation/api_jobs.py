@@ -23,6 +23,7 @@ from ..prompts.elicitation import claim_prompts
 from ..signals.elicit import signal_prompts,signal_scores
 from ..signals.sampling import same_words
 from .records import failures,load_records,record
+from .protocol import prompt_limits
 from .evaluate import Plan,close_evaluation,evaluation_options,open_evaluation,plan_evaluation,with_progress
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #da964244
@@ -200,6 +201,7 @@ def eval_api(
     "Measure what a remote model knows and whether it knows that it knows; the same command again resumes."
     args = {k: v for k,v in (locals() | kwargs).items() if k!='kwargs'}
     rate,key = checked_price(model, price, max_cost),api_key_from(key_env, base_url)
+    args['max_reasoning_tokens'] = prompt_limits(args['preset'], dict(max_input_length=None) | args)['max_reasoning_tokens']
     plan = plan_evaluation(args, 'api', meta_chat=True)
     wanted = server_options(plan.protocol, reasoning_effort) | {k: args[k] for k in ('seed', 'enable_thinking', 'max_reasoning_tokens')}
     remote = APIEngine(model, base_url, key, concurrency, timeout, tries, **wanted)

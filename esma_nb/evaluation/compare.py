@@ -169,7 +169,6 @@ def settings_of(path)->dict: # How the records of a file came about, by setting;
     if not about or not about.exists(): return {}
     about = read_json(about)
     given = {k: v for k,v in about.get('args', {}).items() if k in default_settings and v is not None}
-    if given.get('enable_thinking'): given.setdefault('max_reasoning_tokens', 1024) # The default of `esma_nb_eval_api`, which its args.json does not name
     return default_settings | given | about.get('protocol', {})
 
 def settings_notes(

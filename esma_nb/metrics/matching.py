@@ -242,19 +242,17 @@ def multiple_choice_match(
 number = r'\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+'
 numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?(?:[$€£]\s?)?({number})(?:\s?/\s?(\d+))?(?![\d])\s?(%|percent\b)?')
 
-numeric_forms = [(re.compile(a), b) for a,b in ((r'\\[dt]?frac\{(\d+)\}\{(\d+)\}', r'\1/\2'), # LaTeX
-    (r'(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})', ','), (r'(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))', ','), # 1{,}800 and 1 800
-    (r'(?<![\d}])\^\{?\d+\}?', ''), ('−', '-'))] # The exponent of a unit
-
 def power(m): return str(int(m[1])**int(m[2])) # 10^6
 def mixed_number(m): return f'{int(m[1])*int(m[3])+int(m[2])}/{m[3]}' # 2 1/2 is 5/2
+numeric_forms = [(re.compile(a), b) for a,b in ((r'\\[dt]?frac\{(\d+)\}\{(\d+)\}', r'\1/\2'), # LaTeX
+    (r'(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})', ','), (r'(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))', ','), # 1{,}800 and 1 800
+    (r'(?<![\d}])\^\{?\d+\}?', ''), ('−', '-'), # The exponent of a unit
+    (r'(?<![\w.,])(\d{1,4})\^\{?(\d{1,2})\}?(?!\d)', power), (r'(?<![\d.,/])(\d+) (\d+)/(\d+)(?![\d.])', mixed_number))]
 
 def last_number(text:str)->tuple: # Its value as a fraction, and whether it is a percentage; `None` where there is no number
     "The last number of `text` (of its last `\\boxed{}`, if there is one), with its sign, thousands separators, fraction and percent sign."
     text = (boxed.findall(text) or [text])[-1]
     for pattern,form in numeric_forms: text = pattern.sub(form, text)
-    text = re.sub(r'(?<![\w.,])(\d{1,4})\^\{?(\d{1,2})\}?(?!\d)', power, text)
-    text = re.sub(r'(?<![\d.,/])(\d+) (\d+)/(\d+)(?![\d.])', mixed_number, text)
     found = [m for m in numeric_pattern.finditer(text) if not m[3] or int(m[3])]
     if not found: return None
     sign,value,below,percent = found[-1].groups()
