@@ -8,7 +8,7 @@ from esma_nb.api.concurrency import gather_or_cancel
 from esma_nb.prompts.elicitation import logits_claim,meta_claim
 from esma_nb.evaluation.records import failures,load_records,record,scores
 from esma_nb.evaluation.protocol import resolve_protocol,build_claim
-from esma_nb.metrics.matching import matchers
+from esma_nb.evaluation.protocol import matchers
 from esma_nb.prompts.templates import Completion,direct_prompt,meta_prompt
 from esma_nb.evaluation.api_jobs import evaluate_api,run_and_bill
 from esma_nb.evaluation.evaluate import Plan

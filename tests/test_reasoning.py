@@ -11,7 +11,7 @@ from esma_nb.evaluation.evaluate import eval_model
 from esma_nb.sft.examples import tokenize_example
 from esma_nb.engines.hf import hf_engine
 from esma_nb.engines.models import load_model,save_model
-from esma_nb.metrics.matching import matchers
+from esma_nb.evaluation.protocol import matchers
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 
 COUNTRIES = 'France Japan Brazil Nauru Tuvalu Palau Peru Kenya Chad Oman Mali Fiji'.split()

@@ -82,7 +82,7 @@ def test_labels_are_the_models_own_greedy_answers(whole, demo):
     "The first labels are those of the untrained model, found by transformers' own generation and the matcher."
     import torch
     from esma_nb.datasets.registry import load_rows
-    from esma_nb.metrics.matching import matchers
+    from esma_nb.evaluation.protocol import matchers
     from esma_nb.engines.encoding import encode
     from esma_nb.prompts.templates import direct_prompt
     model,tokenizer = demo

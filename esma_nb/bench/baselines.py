@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from ..prompts.templates import Completion
-from ..metrics.matching import matchers
+from ..metrics.matching import word_match
 from ..rewards.rewards import get_reward
 from ..prompts.elicitation import meta_claim
 from ..engines.models import load_model
@@ -89,7 +89,7 @@ def naive_iteration(
         return result
     for s in seeds:
         timed('noise', lambda: add_noise(model, s, sigma))
-        records = timed('answers', lambda: evaluate(generate, rows, claim, matchers['words']))
+        records = timed('answers', lambda: evaluate(generate, rows, claim, word_match))
         timed('noise', lambda: add_noise(model, s, -sigma))
         rewards.append(reward(**columns(records)))
     for s,z in zip(seeds, standardize(rewards)): timed('update', lambda: add_noise(model, s, alpha/len(seeds)*z))

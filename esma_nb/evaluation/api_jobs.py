@@ -13,7 +13,7 @@ from dataclasses import asdict,replace
 from math import inf
 from time import monotonic,perf_counter
 from fastcore.meta import delegates
-from ..metrics.matching import matchers
+from ..metrics.matching import word_match
 from ..core.cli import command
 from ..core.runs import append_lines,read_json,read_lines,atomic_write,write_json
 from ..api.requests import api_key_from,cost,max_token_usage,parse_price
@@ -55,7 +55,7 @@ def evaluate_api(
     remote:APIEngine, # The model and its server
     rows:list, # Dicts with `question_id`, `question`, `answers`
     claim, # How the model is asked whether it knows
-    match=matchers['words'], # From a reply and the accepted answers to True if it is right
+    match=word_match, # From a reply and the accepted answers to True if it is right
     price:tuple=(0., 0.), # Dollars per million tokens, in and out
     max_cost:float=inf, # Dollars in all, earlier starts included
     max_minutes:float=inf, # Minutes from this call on

@@ -12,12 +12,11 @@ __all__ = ['default_settings', 'Comparison', 'compare_runs', 'tracked', 'flagged
 import csv as comma
 from dataclasses import asdict,dataclass
 from pathlib import Path
-from ..metrics.matching import matchers
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,label,markdown_table
 from ..core.cli import command
 from ..core.runs import check_output_path,atomic_write,read_json,write_json
 from .records import columns,format_value,load_records,record_files,run_folder
-from .protocol import lookup,rematch
+from .protocol import lookup,matchers,rematch
 from .paired import differences,join_records,mcnemar,measures
 from .controls import control_table,controls
 from .recalibration import worth_of_training,worth_verdict

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Callable
 from fastcore.meta import delegates
-from ..metrics.matching import matchers
+from ..metrics.matching import word_match
 from ..core.cli import command
 from ..core.runs import append_lines,lock_run,open_run,read_lines,write_json
 from ..prompts.elicitation import Claim,claim_prompts
@@ -36,7 +36,7 @@ def evaluate(
     generate:Callable, # From a list of `Prompt` to a list of `Completion`
     rows:list, # Dicts with `question_id`, `question`, `answers`
     claim:Claim, # How the model is asked whether it knows
-    match=matchers['words'], # From a reply and the accepted answers to True if it is right
+    match=word_match, # From a reply and the accepted answers to True if it is right
     signals:Callable=None, # `ask_signals` with names and options filled in; None: no signals
 )->list: # One `Record` a row, in order
     "Ask the model all `rows` in one call, or two where the claim is about the answer, and record its answers and claims."
@@ -66,7 +66,7 @@ def evaluate_into(
     generate:Callable, # From a list of `Prompt` to a list of `Completion`
     rows:list, # Dicts with `question_id`, `question`, `answers`
     claim:Claim, # How the model is asked whether it knows
-    match=matchers['words'], # From a reply and the accepted answers to True if it is right
+    match=word_match, # From a reply and the accepted answers to True if it is right
     batch_size:int=50, # Questions in one call of `generate`; each batch is written when it is done
     progress=lambda done: None, # Called with the number of rows that are done
     signals:Callable=None, # As for `evaluate`

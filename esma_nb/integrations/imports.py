@@ -11,13 +11,13 @@ import re,zipfile
 from collections import Counter
 from inspect import signature
 from pathlib import Path
-from ..metrics.matching import matchers
+from ..metrics.matching import word_match
 from ..core.cli import command
 from ..core.runs import check_output_path
 from ..datasets.readers import read_rows
 from ..datasets.rows import find_column,hash_id,parse_answers
 from ..evaluation.records import Record,failures,outcome_of
-from ..evaluation.protocol import check_grader,lookup
+from ..evaluation.protocol import check_grader,lookup,matchers
 from ..evaluation.grading import grade
 from ..evaluation.export import save_table
 from .logs import from_harness,from_inspect,logged_reply,open_archive,outcome_from,read_signals
@@ -71,7 +71,7 @@ def table_record(cells, grader, signals, threshold)->Record: # `cells` by the ke
     if reply is None: return Record(**row, direct_output='', failed='no reply')
     said = logged_reply(str(reply))
     if said.failed and not grader: return Record(**row, direct_output='', direct_reasoning=said.reasoning, failed=said.failed)
-    outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(matchers['words'](said.text, answers)) if answers else None
+    outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(word_match(said.text, answers)) if answers else None
     return Record(**row, direct_output=said.text, direct_reasoning=said.reasoning, correct=None if outcome is None else outcome=='correct', grades={grader or 'words': outcome})
 
 # %% ../../nbs/integrations/03_imports.ipynb #c846a4f3

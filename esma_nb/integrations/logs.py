@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from ..metrics.matching import matchers
+from ..metrics.matching import word_match
 from ..prompts.reasoning import split_reasoning
 from ..prompts.templates import Completion
 from ..prompts.elicitation import get_claim
@@ -79,7 +79,7 @@ def harness_answers(doc, target): # The aliases if the document has them, else t
 def from_harness(
     direct, # Samples of the task with the questions
     meta=None, # Samples of the task with the meta questions
-    match=matchers['words'], # From a reply and the accepted answers to True if it is right
+    match=word_match, # From a reply and the accepted answers to True if it is right
     lang:str='en', # Language of the claims
     filter:str=None, # As for `read_harness_samples`, of the questions
 )->list: # `Record`s; not graded where the document has no answer

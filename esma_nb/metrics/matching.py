@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['common_words', 'prepositions', 'weekdays', 'item_number', 'suffix_pattern', 'particle_pattern', 'long_name',
-           'name_part', 'matchers', 'choice_lead', 'boxed', 'stated_letter', 'number', 'numeric_pattern',
-           'numeric_forms', 'substring_match', 'has_number', 'answer_variants', 'split_alternatives', 'neighbours',
+           'name_part', 'substring_match', 'has_number', 'answer_variants', 'split_alternatives', 'neighbours',
            'is_letter', 'bound_pairs', 'line_key', 'answer_patterns', 'reply_words', 'may_follow', 'contains_run',
            'long_names', 'initials_pattern', 'contains_answer', 'has_indefinite_article', 'word_match', 'squad_words',
-           'exact_match', 'f1', 'first_line', 'choice_said', 'letter_said', 'multiple_choice_match', 'power',
-           'mixed_number', 'last_number', 'numeric_match', 'multiline_share']
+           'exact_match', 'f1', 'first_line', 'multiline_share']
 
 # %% ../../nbs/metrics/07_matching.ipynb #9f816347
 import re
 from collections import Counter
-from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from string import punctuation
@@ -96,7 +93,7 @@ def answer_patterns(
     return tuple(sets), tuple(runs), frozenset(lines)-{''}, re.compile(pattern) if verbatim else None
 
 # %% ../../nbs/metrics/07_matching.ipynb #c57e887e
-item_number = re.compile(r'(?m)^\s*\d{1,2}[.)]\s+(?=\S)')
+item_number = re.compile(r'(?m)^[^\S\n]*\d{1,2}[.)]\s+(?=\S)')
 
 @lru_cache(8192)
 def reply_words(reply:str)->tuple: # Its set of words, its words joined, and its words in order
@@ -191,8 +188,6 @@ def exact_match(reply:str, answers:list)->bool: # The strictest matcher
     "Whether `reply` equals one of `answers` (SQuAD exact match)."
     return any(squad_words(reply) == squad_words(a) for a in answers)
 
-matchers = dict(words=word_match, substring=substring_match, exact=exact_match)
-
 # %% ../../nbs/metrics/07_matching.ipynb #0ce0f7da
 def f1(
     reply:str, # Of the model
@@ -205,73 +200,11 @@ def f1(
         return 2*(said & known).total() / (said.total()+known.total())
     return max((overlap(Counter(squad_words(a))) for a in answers), default=0.)
 
-# %% ../../nbs/metrics/07_matching.ipynb #87729796
-choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final|best|answer|letter|choice|option|is|it['’]?s|it|would|be|that"
-    r"|to (?:the|this|your) question|(?:of|for) (?:the|this) (?:(?:right|correct|best) )?(?:option|choice|answer)"
-    r"|i(?: would| will|['’]d|['’]ll)? (?:think|believe|guess|say|choose|pick))\b[\s:,*]*)+")
-boxed = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
-stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:](?!\s*is (?:not|wrong|incorrect|false)\b)|(?<!I),(?!\s*[A-Z]\b)|\s+[-–—]\s|\s+(?:because|since|is (?:(?:the|my) )?(?:correct|right|true|best|answer|choice|option))\b|\W*\n)")
-
+# %% ../../nbs/metrics/07_matching.ipynb #9a6c40ca
 def first_line(reply:str)->str: # `''` where there is none
     "The first line of `reply` that is not empty."
     return next((l.strip() for l in reply.splitlines() if l.strip()), '')
 
-def choice_said(reply:str)->str: # Without `The answer is` and LaTeX
-    "What `reply` chooses: its last `\\boxed{}`, or its first line that is not empty and no introduction."
-    reply = re.sub(r'\\[a-z]+|</?answer>', '', (boxed.findall(reply) or [reply])[-1])
-    return first_line(choice_lead.sub('', reply)) or first_line(reply)
-
-def letter_said(reply:str)->str: # None where it chooses no letter
-    "The letter of the option that `reply` chooses; a small letter counts where it stands alone."
-    said = choice_said(reply)
-    if alone := re.fullmatch(r'\W*([a-z])\W*', said): return alone[1].upper()
-    return m[1] if (m := stated_letter.match(said)) else None
-
-def multiple_choice_match(
-    reply:str, # Of the model
-    answers:list, # The letter and the text of the right option
-)->bool: # Is it right?
-    "Whether `reply` gives the letter of the right option, or its whole text and no letter."
-    said = choice_said(reply)
-    letter,texts = (answers[0],answers[1:]) if answers and re.fullmatch('[A-Z]', answers[0]) else (None,answers)
-    if letter and (chosen := letter_said(reply)): return chosen==letter
-    with_letter = re.match(rf'\W*{letter}\b', said) # `B Lima` and `B (Lima)`
-    return exact_match(said, texts) or exact_match(first_line(reply), texts) or bool(with_letter) and exact_match(said[with_letter.end():], texts)
-
-# %% ../../nbs/metrics/07_matching.ipynb #0e0fa171
-number = r'\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+'
-numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?(?:[$€£]\s?)?({number})(?:\s?/\s?(\d+))?(?![\d])\s?(%|percent\b)?')
-
-def power(m): return str(int(m[1])**int(m[2])) # 10^6
-def mixed_number(m): return f'{int(m[1])*int(m[3])+int(m[2])}/{m[3]}' # 2 1/2 is 5/2
-numeric_forms = [(re.compile(a), b) for a,b in ((r'\\[dt]?frac\{(\d+)\}\{(\d+)\}', r'\1/\2'), # LaTeX
-    (r'(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})', ','), (r'(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))', ','), # 1{,}800 and 1 800
-    (r'(?<![\d}])\^\{?\d+\}?', ''), ('−', '-'), # The exponent of a unit
-    (r'(?<![\w.,])(\d{1,4})\^\{?(\d{1,2})\}?(?!\d)', power), (r'(?<![\d.,/])(\d+) (\d+)/(\d+)(?![\d.])', mixed_number))]
-
-def last_number(text:str)->tuple: # Its value as a fraction, and whether it is a percentage; `None` where there is no number
-    "The last number of `text` (of its last `\\boxed{}`, if there is one), with its sign, thousands separators, fraction and percent sign."
-    text = (boxed.findall(text) or [text])[-1]
-    for pattern,form in numeric_forms: text = pattern.sub(form, text)
-    found = [m for m in numeric_pattern.finditer(text) if not m[3] or int(m[3])]
-    if not found: return None
-    sign,value,below,percent = found[-1].groups()
-    return Fraction(value.replace(',', ''))/int(below or 1)*(-1 if sign=='-' else 1), bool(percent)
-
-def numeric_match(
-    reply:str, # Of the model
-    answers:list, # Accepted numbers, as texts
-)->bool: # Is it right?
-    "Whether the last number of `reply` equals one of `answers`; 50 % is also 0.5 and 50 where the other number has no percent sign."
-    said = last_number(reply)
-    if said is None: return False
-    def values(n): return {n[0], n[0]/100} if n[1] else {n[0]}
-    def same(a, b): return a==b if a[1]==b[1] else bool(values(a) & values(b))
-    return any(same(said, gold) for a in answers if (gold := last_number(a)))
-
-matchers |= dict(multiple_choice=multiple_choice_match, numeric=numeric_match)
-
-# %% ../../nbs/metrics/07_matching.ipynb #9a6c40ca
 def multiline_share(replies:list)->float: # From 0 to 1
     "Share of `replies` with text on more than one line."
     return sum(sum(bool(l.strip()) for l in r.splitlines()) > 1 for r in replies) / max(len(replies), 1)

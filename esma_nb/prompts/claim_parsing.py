@@ -37,7 +37,7 @@ def claim_patterns(
     choices = (rf"(?<![^\W_])(?:{a})(?:{joined})(?!{p['denies']})(?:{b})(?!\w)" for a,b in ((yes, no), (no, yes)))
     p['both'] = '|'.join(choices)
     start = re.escape(normalize_text(re.split('[?？]', own.meta)[0]))
-    p['turns'] = rf"<\|[^|>]*\|>|\[/?inst\]|</s>|\n\W*(?:(?:{p['turns']})\s*:|{start})"
+    p['turns'] = rf"<\|[^|>]*\|>|\[/?inst\]|</s>|\n[^\w\n]*(?:(?:{p['turns']})\s*:|{start})"
     p['buts'] = f"(?={p['buts']})"
     p['asks'] = f"(?:{'|'.join(r.asks for r in rows)})$"
     rewrites = [(re.compile(a), b) for r in rows for a,b in r.rewrites]
@@ -55,7 +55,7 @@ def _turns(text, p): # The reply, and what follows it if the model goes on to pl
     for sign,word in signs.items():
         if sign in text: text = text.replace(sign, word)
     for pattern,new in p['rewrites']: text = pattern.sub(new, text)
-    return p['turns'].split(normalize_text(text))
+    return p['turns'].split(normalize_text(re.sub(r'\n\s+', '\n', text)))
 
 def _clauses(sentence, question, p): # Those that state something
     parts = [c for c in map(str.strip, _breaks.split(sentence)) if c]
