@@ -2,7 +2,7 @@
 
     ESMA_NB_DATA=data python tools/evidence.py run OUT [HOURS] [NAME...]    make what is missing of the runs whose names begin with one of NAME (all)
     python tools/evidence.py pause OUT                                      put the journals of unfinished runs into runs/evidence/unfinished, from which `run` goes on in another OUT
-    python tools/evidence.py replay OUT                                     compute one run of each way of the miniature again from its journal, and compare the sha256
+    python tools/evidence.py replay OUT [NAME...]                           compute runs of evolution again from their journals (seed 0 of each way of the miniature), and compare the sha256
     python tools/evidence.py tables                                         the outcomes that the plan names, of the runs that are there, and runs/evidence/tables.json
 
 Processes with different NAMEs may run at the same time in one OUT.
@@ -233,16 +233,15 @@ def tables():
     print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 %', 'AUROC less esma, 99 %', 'accuracy less esma, 99 %', 'seeds with a flag', 'replies until d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
         *(difference(r, k) for k in ('less_esma', 'auroc_less_esma', 'accuracy_less_esma')), ' '.join(map(str, r['flagged'])), ' '.join(str(x or '–') for x in r['replies'])] for r in made['miniature'])]))
 
-def replay(out:str, seed:str='0'): # Exit status 1 where a sha256 is another
-    lines = []
-    for way,command in ways.items():
-        if not command.startswith('train'): continue
-        name = f'demo-{way}-{seed}'
+def replay(out:str, *names): # Exit status 1 where a sha256 is another
+    kept = home/'evidence'/'replay.txt'
+    lines = {l.split(':')[0]: l for l in kept.read_text(encoding='utf-8').splitlines()}
+    for name in names or [f'demo-{way}-0' for way,command in ways.items() if command.startswith('train')]:
         said = subprocess.run(['esma_nb_replay', name, '--no-checkpoints', '--output_dir', f'again/{name}'], cwd=out, check=True, capture_output=True, text=True).stdout
         digest = read_json(home/'evidence'/name/'summary.json')['model_sha256']
-        lines.append(f"{name}: {'the same' if digest in said else 'ANOTHER'} model_sha256 {digest}")
-        print(lines[-1])
-    (home/'evidence'/'replay.txt').write_text('\n'.join(lines)+'\n', encoding='utf-8')
-    sys.exit(any('ANOTHER' in l for l in lines))
+        lines[name] = f"{name}: {'the same' if digest in said else 'ANOTHER'} model_sha256 {digest}"
+        print(lines[name])
+    with atomic_write(kept) as draft: draft.write_text('\n'.join(lines.values())+'\n', encoding='utf-8')
+    sys.exit(any('ANOTHER' in l for l in lines.values()))
 
 if __name__=='__main__': dict(run=run, pause=pause, replay=replay, tables=tables)[sys.argv[1]](*sys.argv[2:])
