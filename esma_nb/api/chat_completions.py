@@ -11,7 +11,7 @@ __all__ = ['part_kinds', 'finish_reasons', 'APICompletion', 'estimate_tokens', '
 import json,re
 from dataclasses import dataclass
 from functools import partial
-from math import ceil,isfinite
+from math import ceil
 from ..prompts.templates import Completion
 from ..prompts.reasoning import no_answer,reasoning_tags,split_reasoning
 from .logprobs import listed_log_odds,listed_logprobs
@@ -71,8 +71,8 @@ def usage_number(
 )->int: # None where it is no plausible number of tokens
     "Read a number of tokens."
     if isinstance(value, str) and re.fullmatch(r'\s*\d{1,9}(\.\d{0,9})?\s*', value): value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value): return None
-    return ceil(value) if 0<value<1e8 else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)): return None
+    return ceil(value) if 0<value<1e8 else None # NaN is neither
 
 # %% ../../nbs/api/01_chat_completions.ipynb #c34feab1
 finish_reasons = {word: end for end,words in dict(length='length max_tokens model_length incomplete',

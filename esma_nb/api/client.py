@@ -188,6 +188,7 @@ async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
         if wait>600: self.abort(f'it wants to be left alone for {wait:,.0f} s')
         failed_reply = APICompletion('', failed=why, tries=tries)
         if monotonic()+wait>self.deadline: return failed_reply
+        if verdict=='lost' and re.search(too_long, why, re.I): return failed_reply # About this prompt, and not about the server
         if verdict=='lost' or verdict=='again' and tries>=self.tries: return self.count_failures(failed_reply)
         if verdict=='again': await asyncio.sleep(wait or backoff(tries, self.random))
 

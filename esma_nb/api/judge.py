@@ -7,7 +7,7 @@ __all__ = ['judge_prompt', 'verdicts', 'judge_text', 'parse_verdict', 'judgement
            'Judge']
 
 # %% ../../nbs/api/05_judge.ipynb #6afb3505
-import json
+import json,re
 from math import inf
 from ..core.runs import append_lines,read_lines,sha256_json
 from ..prompts.templates import Prompt
@@ -34,7 +34,7 @@ def parse_verdict(
     text:str, # What the judge wrote
 )->str: # One of `verdicts`; None where it is anything else
     "Read a verdict; a text with more than the verdict is not read."
-    said = text.strip(' \t\r\n.*"\'`').lower().replace('_', ' ')
+    said = re.sub(r'^\W+|\W+$', '', text).lower().replace('_', ' ').replace('-', ' ')
     return said if said in verdicts else None
 
 # %% ../../nbs/api/05_judge.ipynb #1e74bd15

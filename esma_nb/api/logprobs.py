@@ -8,7 +8,7 @@ __all__ = ['listed_token_text', 'is_logprob', 'answer_position', 'log_odds_at', 
 
 # %% ../../nbs/api/00_logprobs.ipynb #4022031d
 import re
-from math import exp,isfinite,log
+from math import exp,log
 import numpy as np
 from ..prompts.templates import no_spellings,yes_spellings
 from ..prompts.reasoning import split_reasoning
@@ -31,7 +31,7 @@ def is_logprob(
 )->bool: # -9999 means "not computed" in vLLM and elsewhere
     "Whether `logprob` is the logarithm of a probability above 0."
     if isinstance(logprob, bool) or not isinstance(logprob, (int, float)): return False
-    return isfinite(logprob) and -9999<logprob<=1e-3
+    return -9999<logprob<=1e-3 # NaN is not
 
 # %% ../../nbs/api/00_logprobs.ipynb #c470de47
 _special = r'<\|[^|<>]{1,40}\|>|</?s>|<eos>|<bos>|<(?:start|end)_of_turn>|<pad>'
@@ -63,14 +63,16 @@ def log_odds_at(
 )->tuple: # `(log_odds, bound)`, at most one of them a number
     "The log-odds of yes against no, or a bound where only one of them is listed."
     top = entry.get('top_logprobs')
-    listed = {(listed_token_text(t, words_by_id), t['logprob']) for t in [entry, *(top if isinstance(top, list) else [])]
+    listed = {(listed_token_text(t, words_by_id), t['logprob']) for t in (top if isinstance(top, list) else [])
         if isinstance(t, dict) and is_logprob(t.get('logprob'))}
+    said = listed_token_text(entry, words_by_id)
+    if said not in dict(listed) and is_logprob(entry.get('logprob')): listed.add((said, entry['logprob'])) # Elsewhere it may be rounded otherwise
     yes,no = ([v for w,v in listed if w in words(lang)] for words in (yes_spellings, no_spellings))
     mass = sum(exp(v) for _,v in listed)
     if not (yes or no) or mass>1.05: return None,None
     if yes and no: return float(np.logaddexp.reduce(yes)-np.logaddexp.reduce(no)),None
     rest = log(max(1-mass, 1e-6))
-    others = [v for w,v in listed if w!=listed_token_text(entry, words_by_id)]
+    others = [v for w,v in listed if w!=said]
     if others and not words_by_id: rest = min(rest, min(others) + log(len((no_spellings if yes else yes_spellings)(lang))))
     bound = float(np.logaddexp.reduce(yes or no)) - rest
     return None,(bound if yes else -bound) if bound>0 else None

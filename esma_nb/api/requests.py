@@ -47,14 +47,14 @@ def chat_request(
 def sample_seed(prompt)->int: # 31 bits: another number for another seed or text
     return int.from_bytes(blake2b(repr((prompt.seed, prompt.text)).encode(), digest_size=4).digest(), 'big') >> 1
 
-too_long = 'context.?length|prompt is too long' # In the message about a prompt
+too_long = 'context.?(length|size|window)|(prompt|input) is too long|`inputs` tokens|input token count' # In the message about a prompt: OpenAI and vLLM, llama.cpp, Anthropic, TGI, Gemini
 
 def rejected_option(words:str)->str: # A key of `request_options`, or None
     "The parameter that a server's error message names; none where a prompt is too long, which no other parameter mends."
     if re.search(too_long, words, re.I): return None
     known = dict(token_ids='token_ids', thinking='chat_template|enable_thinking', token_limit='max_(completion_|new_)?tokens',
-        temperature='temperature', reasoning_effort='reasoning', top_logprobs='logprob', seed='seed')
-    return next((k for k,pattern in known.items() if re.search(pattern, words)), None)
+        top_logprobs='logprob', temperature='temperature', reasoning_effort='reasoning', seed='seed')
+    return next((k for k,pattern in known.items() if re.search(pattern, words, re.I)), None)
 
 # %% ../../nbs/api/02_requests.ipynb #570f85aa
 def parse_base_url(
@@ -78,9 +78,10 @@ def api_key_from(
     "The API key, unless it would be sent unencrypted."
     url,key = parse_base_url(base_url),(os.environ if env is None else env).get(name, '').strip()
     near = url.hostname in ('localhost', '127.0.0.1', '::1')
-    if name=='none' or near and not key: return 'none'
+    if name=='none': return 'none'
     if not key and not re.fullmatch('[A-Z_][A-Z0-9_]*', name):
         raise ValueError('--key_env names an environment variable, such as OPENAI_API_KEY, and not the key itself')
+    if near and not key: return 'none'
     if not key: raise ValueError(f'no key in the environment variable {name}: set it, or name another by --key_env (--judge_key_env for a judge)')
     if url.scheme=='http' and not near:
         raise ValueError(f"the key in {name} would travel unencrypted to {url.hostname}: use https, or --key_env none")
@@ -120,6 +121,7 @@ def classify_error(
     "Classify an error by what to do about it."
     def says(pattern): return status<500 and re.search(pattern, words, re.I)
     if says('content.?(filter|policy|management)|moderation|flagged'): return 'refused'
+    if status==403 and rejected_option(words): return 'lost' # OpenAI's reasoning models and `logprobs`
     if status in (401, 402, 403, 404) or says(model_not_found): return 'stop'
     return 'again' if status in (0, 408, 409, 425, 429) or status>=500 else 'lost'
 

@@ -9,11 +9,12 @@ __all__ = ['unanswerable', 'both_splits', 'mkqa_langs', 'dataset_specs', 'letter
            'split_column', 'default_grader']
 
 # %% ../../nbs/datasets/02_question_sets.ipynb #79402713
+import re
 from dataclasses import dataclass,replace
 from importlib.resources import files
 from random import Random
 from typing import Callable
-from .rows import parse_answers,custom_row
+from .rows import custom_row,find_column,parse_answers
 
 # %% ../../nbs/datasets/02_question_sets.ipynb #52b650df
 def trivia_row(row, lang):
@@ -41,7 +42,7 @@ unanswerable = ('unanswerable', 'unknown', 'cannot be known', 'cannot be answere
     'no definitive answer', 'no known answer', 'I do not know', "I don't know") # What counts as right where there is no answer
 
 def selfaware_row(row, lang):
-    return str(row['question_id']), row['question'], parse_answers(row['answer']) if row['answerable'] else list(unanswerable)
+    return str(row['question_id']), row['question'], parse_answers(row['answer']) if str(row['answerable']).strip().lower() in ('true', '1') else list(unanswerable)
 
 def choice_row(question:str, options:list, right:int, qid=None)->tuple: # `options` are texts, `right` is an index from 0
     "A question with lettered options; its answers are the letter and the text of the right one."
@@ -55,7 +56,9 @@ def truthful_row(row, lang): # The right option is the first in the file, so the
     order = Random(row['question']).sample(range(len(options)), len(options))
     return choice_row(row['question'], [options[i] for i in order], [labels[i] for i in order].index(1))
 
-def mmlu_row(row, lang): return choice_row(row['question'], row['choices'], int(row['answer']))
+def mmlu_row(row, lang): # The right option is an index from 0, in some copies a letter
+    right = str(row['answer']).strip()
+    return choice_row(row['question'], row['choices'], ord(right)-65 if re.fullmatch('[A-Z]', right) else int(right))
 
 def mmlu_pro_row(row, lang): return choice_row(row['question'], row['options'], int(row['answer_index']), str(row['question_id']))
 
@@ -90,7 +93,8 @@ def fictional_splits(rows:list)->list: # `train`, `validation` or `duplicate` fo
 
 def split_column(rows:list)->list: # `validation` where a row has none
     "The `split` field of each row."
-    return [str(r.get('split') or 'validation') for r in rows]
+    def own(r): return '' if (k := find_column(r, ('split',))) is None or r[k] is None else str(r[k]).strip()
+    return [own(r) or 'validation' for r in rows]
 
 # %% ../../nbs/datasets/02_question_sets.ipynb #bd76dab1
 both_splits = dict(train='train', validation='validation')

@@ -129,7 +129,7 @@ def read_rows(
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     try: rows = readers[path.suffix.lower()](path)
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 (byte {e.start}): save it as UTF-8") from None
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: {e}") from None
+    except (ValueError, RecursionError, OSError) as e: raise ValueError(f"{path}: {str(e).strip()}") from None
     if not rows: raise ValueError(f"{path} has no rows")
     odd = next((i for i,row in enumerate(rows, 1) if not isinstance(row, dict)), None)
     if odd: raise ValueError(f"{path}: row {odd} is not an object with named fields")
@@ -145,7 +145,9 @@ def find_files(
     if folder.is_file(): return [folder]
     if not folder.is_dir(): raise FileNotFoundError(f"there is no folder or file {folder}")
     word = re.compile(rf'(?<![a-z]){re.escape(name)}(?![a-z])')
-    return sorted(p for p in folder.iterdir() if is_readable(p) and word.search(p.stem))
+    found = sorted(p for p in folder.iterdir() if is_readable(p) and word.search(p.stem))
+    if len({re.sub(r'\d+', '', p.name) for p in found})>1: raise ValueError(f"{folder} has several files that could be {name}: {', '.join(p.name for p in found)}; name one of them, or a folder with no other")
+    return found
 
 # %% ../../nbs/datasets/00_readers.ipynb #4647d43c
 def download(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['rewrite_file', 'remaining_rows', 'paid_attempts', 'evaluate_api', 'bill_of', 'row_prompts', 'later_prompts',
-           'sort_records', 'usage_of', 'warn_reasoning', 'run_and_bill', 'checked_price', 'server_options', 'not_none',
-           'eval_api']
+           'sort_records', 'usage_of', 'warn_reasoning', 'granted_options', 'run_and_bill', 'checked_price',
+           'server_options', 'not_none', 'eval_api']
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #4b844fd2
+import json
 from collections import Counter
 from dataclasses import asdict,replace
 from math import inf
@@ -44,7 +45,8 @@ def remaining_rows(
     if len(kept)<len(lines):
         write_json(path.with_suffix('.paid.json'), paid)
         rewrite_file(path, list(kept.values()))
-    return [r for r in rows if r['question_id'] not in kept],{k: n for k,n in paid.items() if k not in kept}
+    todo = sorted((r for r in rows if r['question_id'] not in kept), key=lambda r: r['question_id'] in paid) # Former failures last: they may stop the run again
+    return todo,{k: n for k,n in paid.items() if k not in kept}
 
 def paid_attempts(path)->dict: # Cost of the attempts whose rows were removed, by question id: tokens in, tokens out, requests
     return read_json(file) if (file := path.with_suffix('.paid.json')).exists() else {}
@@ -138,6 +140,17 @@ def warn_reasoning(
     return True
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #270e9502
+def granted_options(plan:Plan, remote:APIEngine)->dict: # By name what the server accepted, at earlier starts too
+    "Say which parameters the server refused, and where it granted others than before."
+    granted = {k: v[0] for k,v in remote.request_options.items() if k in remote.accepted_options}
+    path = plan.out/'summary.json'
+    before = read_json(path).get('granted', {}) if path.exists() else {}
+    if granted.get('seed', True) is None: print(f'{remote.model} takes no seed: its sampled answers cannot be repeated')
+    if granted.get('temperature', 0) is None: print(f'{remote.model} takes no temperature: its replies are sampled by its own default, and another run may get others')
+    for k in before.keys() & granted.keys():
+        if json.loads(json.dumps(granted[k]))!=before[k]: print(f'{remote.model} accepted {k} {before[k]} at an earlier start and {granted[k]} now: the records of this run are mixed')
+    return before | granted
+
 def run_and_bill(
     plan:Plan, # From `plan_evaluation`
     remote:APIEngine, # The model and its server
@@ -168,8 +181,7 @@ def run_and_bill(
     used,left = usage_of(path, price),len(rows)-len(records)
     print('{requests:,} requests: {prompt_tokens:,} tokens in, {completion_tokens:,} out, ${dollars}'.format(**used))
     if left: print(f'the budget left out {left} of {len(rows)} questions: the same command with a larger one goes on')
-    granted = {k: v[0] for k,v in remote.request_options.items() if k in remote.accepted_options}
-    if granted.get('seed', True) is None: print(f'{remote.model} takes no seed: its sampled answers cannot be repeated')
+    granted = granted_options(plan, remote)
     return dict(usage=used, granted=granted, left=left)
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #74cd359c

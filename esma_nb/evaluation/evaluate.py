@@ -110,7 +110,7 @@ def evaluation_options(
     "Options that `eval_model` and `eval_api` share."
 
 # %% ../../nbs/evaluation/03_evaluate.ipynb #a508d74d
-may_change_on_resume = 'output_dir batch_size device key_env concurrency timeout tries price max_cost max_minutes judge_url judge_key_env judge_price judge_max_reasoning_tokens'.split()
+may_change_on_resume = 'output_dir batch_size device key_env concurrency timeout tries price max_cost max_minutes judge_key_env judge_price'.split()
 
 @dataclass
 class Plan:

@@ -30,7 +30,7 @@ def entropy(
     log_p = np.asarray(logprobs, float)
     log_p = log_p - np.logaddexp.reduce(log_p)
     p = np.exp(log_p)
-    return max(0., float(-(p*np.where(p>0, log_p, 0)).sum()))
+    return float(np.maximum(0., -(p*np.where(p>0, log_p, 0)).sum()))
 
 def mean_entropy(
     entropies, # Entropy of the distribution of each token of the answer, in nats, `(tokens,)`; `None` where not known
