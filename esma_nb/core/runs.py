@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['run_files', 'secret_names', 'atomic_write', 'replace_folder', 'delete_path', 'write_error', 'flush_to_disk',
            'check_output_path', 'write_json', 'read_json', 'append_lines', 'truncate_torn_line', 'read_lines',
-           'provenance', 'describe_function', 'open_run', 'delete_stale_drafts', 'lock_run', 'redact_args',
-           'redact_value', 'is_path', 'sha256_file', 'write_manifest', 'sha256_json', 'verify_manifest']
+           'provenance', 'describe_function', 'open_run', 'read_about', 'delete_stale_drafts', 'lock_run',
+           'redact_args', 'redact_value', 'is_path', 'is_private', 'distinct_names', 'sha256_file', 'write_manifest',
+           'sha256_json', 'verify_manifest']
 
 # %% ../../nbs/core/01_runs.ipynb #eb4fa72e
 import hashlib,json,os,platform,re,shutil,subprocess,sys
@@ -15,6 +16,7 @@ from datetime import datetime,timezone
 from fcntl import LOCK_EX,LOCK_NB,flock
 from importlib.metadata import PackageNotFoundError,version
 from functools import partial
+from ipaddress import ip_address
 from inspect import getclosurevars,getsource,isfunction,ismethod
 from pathlib import Path
 
@@ -25,6 +27,8 @@ def atomic_write(
 ):
     "Atomic write: yield a temporary path; it replaces `path` when the block succeeds, and is deleted when it fails."
     path = Path(path)
+    if path.is_symlink() or path.name in ('', '..'): path = path.resolve() # A link stays one
+    if path.exists() and not (path.is_file() or path.is_dir()): raise ValueError(f"{path} is no ordinary file: name one to write to")
     draft = path.with_name(f'.{path.name}.{os.getpid()}.draft')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,7 @@ def replace_folder(path, draft): # Killed between its first 2 lines, it leaves b
     flush_to_disk(path.parent, recursive=False)
     delete_path(old)
 
-def delete_path(path): shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def delete_path(path): shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 def write_error(path, e): # The error for a full disk or a read-only folder
     return OSError(f"could not write {path} ({e.strerror or e}): make space or name another place, then run the same command to resume")
@@ -73,13 +77,14 @@ def check_output_path(
     inputs=(), # Files that the command reads
 ): # Raises ValueError before any work is done
     "Refuse an output that is a folder, one of `inputs`, or a file of a run."
-    path = Path(path)
-    if path.is_dir(): raise ValueError(f"{path} is a folder: name a file to write to")
-    if path.resolve() in [Path(p).resolve() for p in inputs]: raise ValueError(f"{path} is read from: name another file to write to")
-    run = path.parent.parent if path.parent.name=='records' else path.parent if path.name in run_files else None
-    if run and (run/'args.json').exists(): raise ValueError(f"{path} belongs to a run: name another file to write to")
+    real = Path(path).resolve()
+    if real.is_dir(): raise ValueError(f"{path} is a folder: name a file to write to")
+    if real.exists() and not real.is_file(): raise ValueError(f"{path} is no ordinary file: name one to write to")
+    if real in [Path(p).resolve() for p in inputs]: raise ValueError(f"{path} is read from: name another file to write to")
+    run = next((p for p in real.parents if (p/'args.json').exists()), None)
+    if run and (run!=real.parent or re.fullmatch(run_files, real.name)): raise ValueError(f"{path} belongs to a run: name another file to write to")
 
-run_files = 'args.json', 'journal.jsonl', 'metrics.jsonl', 'labels.jsonl', 'judgements.jsonl', 'samples.jsonl', 'summary.json'
+run_files = r'(args|summary|told)\.json|(journal|metrics|labels.*|judgements|samples)\.jsonl|sweep\.csv|.*\.safetensors' # All that is deeper in the folder is a run's own
 
 def write_json(path, value): # Indented; NaN is an error, because JSON has none
     "Write `value` to `path` as JSON, atomically."
@@ -205,6 +210,14 @@ def open_run(
         "name another --output_dir, or give the same arguments to resume")
     return True
 
+def read_about(folder)->dict: # Content of its `args.json`; empty where there is none
+    "What a run folder says of its run; a damaged file is a ValueError that names it."
+    path = Path(folder)/'args.json'
+    about = read_json(path) if path.exists() else {}
+    odd = next((k for k in ('args', 'protocol', 'counts', 'versions') if not isinstance(about.get(k, {}), dict)), None)
+    if odd: raise ValueError(f"{path} is damaged ({odd} is {str(about[odd]):.30}): restore the file or delete it")
+    return about
+
 def _list_names(names): return ', '.join(names[:3]) + f' and {len(names)-3} more'*(len(names)>3)
 
 def delete_stale_drafts(folder): # Delete drafts of processes that no longer run; a folder that was about to be replaced gets its name back
@@ -239,11 +252,26 @@ def redact_args(args:dict)->dict: # JSON-ready, like what came in
 def redact_value(value): # The same for one value
     if isinstance(value, list): return [redact_value(v) for v in value]
     if not isinstance(value, str): return value
-    if '://' in value: return re.sub(r'(?<=://)[^/\s]*@', '', value)
+    if '://' in value: return re.sub(r'(?<=://)([^/\s:]+)', lambda m: 'private-host' if is_private(m[1]) else m[1], re.sub(r'(?<=://)[^/\s]*@', '', value))
     return re.split(r'[\\/]', value.rstrip('\\/'))[-1] if is_path(value) else value
 
 def is_path(text:str)->bool: # Not an ID on the hub, which contains a slash too
-    return text.startswith(('/', '~', '.')) or '\\' in text or '/' in text and Path(text).exists()
+    deep = text.count('/')>1 or re.search(r'/.*\.(jsonl?|csv|tsv|txt|parquet|gguf|ya?ml)$', text)
+    return text.startswith(('/', '~', '.')) or '\\' in text or bool(deep) or '/' in text and Path(text).exists()
+
+def is_private(host:str)->bool: # A host inside an organisation; the own machine tells nothing
+    "Whether `host` is a name or address that is not public."
+    try: return not (ip_address(host).is_global or ip_address(host).is_loopback)
+    except ValueError: return host!='localhost' and ('.' not in host or host.rsplit('.', 1)[1] in ('local', 'internal', 'lan', 'corp', 'home', 'intranet', 'localdomain'))
+
+def distinct_names(paths:list)->list: # One a path, such as `run`, or `a/run` and `b/run`
+    "The last part of each path, and as many before it as tell them apart; ValueError where 2 are the same file or folder."
+    real = [Path(p).resolve() for p in paths]
+    if len(set(real))<len(real): raise ValueError(f"{' '.join(map(str, paths))}: one run is named twice")
+    parts = [[*p.parts[1:-1], p.stem if p.is_file() else p.name] for p in real]
+    def tail(p, k): return '/'.join(p[-k:])
+    def alone(p): return next((k for k in range(1, len(p)) if sum(tail(q, k)==tail(p, k) for q in parts)==1), len(p))
+    return [tail(p, alone(p)) for p in parts]
 
 # %% ../../nbs/core/01_runs.ipynb #4a66c15f
 def sha256_file(path)->str: # Hex digest

@@ -9,7 +9,7 @@ __all__ = ['MODEL_CHOICES', 'find_model', 'gguf_file', 'find_smollm2', 'load_mod
            'fingerprint', 'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
-import json
+import json,os
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib.resources import files
@@ -24,7 +24,7 @@ def find_model(
     name:str, # `demo`, `smollm2`, a local folder, a `.gguf` file, or an id on the hub
 )->dict: # Keyword arguments for `from_pretrained`
     "The arguments with which `from_pretrained` finds the files of model `name`."
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name)) # `Path.expanduser` raises where there is no such user
     if name=='demo': return dict(pretrained_model_name_or_path=str(files('esma_nb')/'data'/'demo'/'model'))
     if name=='smollm2': return find_smollm2()
     if path.suffix=='.gguf' and path.is_file(): return gguf_file(path)
@@ -166,6 +166,8 @@ def save_model(
     weights:dict=None, # Tensors by parameter name that are saved instead of the model's own
 ):
     "Write a folder that `AutoModelForCausalLM.from_pretrained` can load."
+    if Path(folder).is_dir() and any(Path(folder).iterdir()) and not (Path(folder)/'config.json').exists():
+        raise ValueError(f"{folder} holds other files than a model's: name a new folder")
     with atomic_write(folder) as draft, quiet(): write_model(model, tokenizer, draft, weights)
 
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that the caller makes atomic with `atomic_write`

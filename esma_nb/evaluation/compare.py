@@ -14,7 +14,7 @@ from dataclasses import asdict,dataclass
 from pathlib import Path
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,label,markdown_table
 from ..core.cli import command
-from ..core.runs import check_output_path,atomic_write,read_json,write_json
+from ..core.runs import atomic_write,check_output_path,distinct_names,read_about,write_json
 from .records import columns,format_value,load_records,record_files,run_folder
 from .protocol import lookup,matchers,rematch
 from .paired import differences,join_records,mcnemar,measures
@@ -135,10 +135,9 @@ def files_by_name(
     runs:list, # Folders of runs, or files of records
 )->dict: # One file of each, by name
     "The last records of every run, under distinct names."
-    files,names = [last_record_file(r) for r in runs],[Path(r).stem if Path(r).is_file() else Path(r).name for r in runs]
+    files = [last_record_file(r) for r in runs]
     if len({f.resolve() for f in files})<len(files): raise ValueError(f"{' '.join(map(str, runs))}: one run is named twice")
-    if len(set(names))<len(names): names = map(str, runs)
-    return dict(zip(names, files))
+    return dict(zip(distinct_names(runs), files))
 
 def last_record_file(run)->Path: # The file to compare
     files = record_files(run)
@@ -164,9 +163,8 @@ def own_runs(
     return [k for k in others if (folder := run_folder(files[last])) and run_folder(files[k])==folder]
 
 def settings_of(path)->dict: # How the records of a file came about, by setting; empty where that is not known
-    about = run_folder(path) and run_folder(path)/'args.json'
-    if not about or not about.exists(): return {}
-    about = read_json(about)
+    about = read_about(run_folder(path)) if run_folder(path) else {}
+    if not about: return {}
     given = {k: v for k,v in about.get('args', {}).items() if k in default_settings and v is not None}
     return default_settings | given | about.get('protocol', {})
 

@@ -20,9 +20,14 @@ def to_frame(
 ): # A pandas DataFrame, one row a record
     "Records as a table; unknown `correct` and `yes` are missing values of nullable booleans."
     import pandas as pd
-    frame = pd.DataFrame([asdict(r) for r in records])
+    frame = pd.DataFrame([{k: _encodable(v) for k,v in asdict(r).items()} for r in records])
     bits = {k: 'boolean' for k in ('correct', 'yes', 'unparsed') if k in frame}
     return frame.astype(bits)
+
+def _encodable(v): # Without halves of surrogate pairs, which some models write, and without empty dicts, which parquet cannot hold
+    if isinstance(v, str): return v.encode(errors='replace').decode()
+    if isinstance(v, list): return [*map(_encodable, v)]
+    return v or None if isinstance(v, dict) else v
 
 # %% ../../nbs/evaluation/07_export.ipynb #07610247
 def save_table(
@@ -36,8 +41,9 @@ def save_table(
     with atomic_write(path) as draft: write[kind](records, draft)
 
 def _csv(records, path):
-    answers = [json.dumps(r.answers, ensure_ascii=False) for r in records]
-    to_frame(records).assign(answers=answers).to_csv(path, index=False)
+    def as_json(k): return [None if (v := getattr(r, k)) is None else json.dumps(_encodable(v), ensure_ascii=False) for r in records]
+    table = to_frame(records).assign(**{k: as_json(k) for k in ('answers', 'signals', 'grades')})
+    table.to_csv(path, index=False, lineterminator='\r\n') # So a lone \r in a cell is quoted too
 
 def _parquet(records, path): to_frame(records).to_parquet(path, index=False)
 def _jsonl(records, path): append_lines(path, [{k: None if v!=v else v for k,v in asdict(r).items()} for r in records])

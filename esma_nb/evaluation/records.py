@@ -126,7 +126,7 @@ def _checked(path, i, line): # `line`, or an error if it is no record
     odd = [k for k,kind in kinds.items() if not isinstance(line.get(k), kind)]
     if not odd and not all(isinstance(a, str) for a in line['answers']): odd = ['answers']
     if not odd and not all(map(_finite_or_null, (line.get('signals') or {}).values())): odd = ['signals']
-    if not _finite_or_null(line.get('log_odds')): odd.append('log_odds')
+    odd += [k for k in ('log_odds', 'log_odds_bound', 'p_yes', 'seconds') if not _finite_or_null(line.get(k))]
     if odd: raise ValueError(f"{path} holds no records (line {i}: {odd[0]} is {repr(line.get(odd[0]))[:60]})")
     return line
 

@@ -128,6 +128,6 @@ def finish_run(
     with lock_run(out) if run and group.is_main else nullcontext(): result = run.train() if run else read_json(out/'summary.json')
     card_is_due = run or push_to_hub or not (out/'model'/'README.md').exists()
     group.close(shut_down) # No process waits for the upload
+    if result: log(format_results(out, result)) # Before the upload, which may fail
     if result and group.is_main and card_is_due: publish(out, command, push_to_hub, log)
-    if result: log(format_results(out, result))
     return result

@@ -14,7 +14,7 @@ from ..evaluation.protocol import build_claim,resolve_protocol
 from ..evaluation.compare import forgetting_table
 from ..metrics.scores import MetaScores,format_metric,metrics_table
 from ..core.cli import make_parser
-from ..core.runs import read_json,redact_args,atomic_write
+from ..core.runs import atomic_write,read_about,read_json,redact_args
 from ..datasets.question_sets import dataset_specs
 
 # %% ../../nbs/integrations/00_hub.ipynb #0b1781ff
@@ -88,18 +88,18 @@ def model_card(
     from yaml import safe_dump
     if not (path := Path(run)/'summary.json').exists():
         raise ValueError(f"{run} has no summary.json: a card is written when the run is finished")
-    about,found = read_json(Path(run)/'args.json'),read_json(path)
+    about,found = dict(versions={}, started='', commit=None) | read_about(run),read_json(path)
     done = {k: found[k] for k in ('num_iterations',) if k in found} # May have been raised
     args,ends = redact_args(about['args'] | done),{k: MetaScores(**found[k]) for k in ('before', 'after')}
     model,dataset = code(args['model']),code(args['dataset'])
     versions = ', '.join(f'{k} {v}' for k,v in about['versions'].items() if v)
-    head = safe_dump(metadata(dict(about['args'], lang=args['lang'])), sort_keys=False, allow_unicode=True)
+    head = safe_dump(metadata(dict(about['args'], lang=args['lang'] or 'en')), sort_keys=False, allow_unicode=True)
     return '\n\n'.join([f"---\n{head}---", f"# {model} after {found['iterations']} iterations of {code(f'esma_nb_{command.__name__}')}",
         training_method(command.__name__, args),
         *claim_prompt(args),
         "## Scores before and after training",
         f"On {ends['after'].n} held-out questions of {dataset}, which it was not trained on; in brackets, 95 % intervals.", metrics_table(ends),
-        *(['Other question sets, before and after:', forgetting_table(also).strip()] if (also := found.get('also')) else []),
+        *(['Other question sets, before and after:', forgetting_table({code(k): v for k,v in also.items()}).strip()] if (also := found.get('also')) else []),
         "## Intended use", intended_use(model, dataset, ends['after'], found.get('also')),
         "## How to repeat the training", *repeat_lines(command, args), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
         f"on the same kind of processor. It was made on {code(about['started'][:10])} with {versions}; commit {code(about['commit'] or 'unknown')}."]) + '\n'

@@ -68,7 +68,7 @@ def table_record(cells, grader, signals, threshold)->Record: # `cells` by the ke
     if isinstance(reply, (list, dict, bytes)): raise ValueError(f'its response is {reply!r}, and not one text')
     answers = [str(a) for a in parse_answers(answers) if str(a).strip()] if answers is not None else []
     row = dict(question_id=hash_id(str(question)) if given in (None, '') else str(given), question=str(question), answers=answers, signals=signals)
-    if reply is None: return Record(**row, direct_output='', failed='no reply')
+    if reply in (None, ''): return Record(**row, direct_output='', failed='no reply')
     said = logged_reply(str(reply))
     if said.failed and not grader: return Record(**row, direct_output='', direct_reasoning=said.reasoning, failed=said.failed)
     outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(word_match(said.text, answers)) if answers else None

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['grade_values', 'sample_fields', 'read_harness_samples', 'harness_reply', 'logged_reply', 'harness_question',
-           'harness_answers', 'from_harness', 'outcome_from', 'read_signals', 'open_archive', 'unpack_json',
-           'read_inspect', 'inspect_text', 'inspect_record', 'from_inspect']
+           'harness_answers', 'answer_texts', 'read_claims', 'from_harness', 'outcome_from', 'read_signals',
+           'open_archive', 'unpack_json', 'read_inspect', 'all_scores', 'inspect_text', 'inspect_record',
+           'from_inspect']
 
 # %% ../../nbs/integrations/02_logs.ipynb #491cdfe4
-import json,zipfile,zlib
+import json,re,zipfile,zlib
+from ast import literal_eval
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from math import isfinite
@@ -62,20 +65,34 @@ def harness_question(doc): # The first of the usual fields, else the whole docum
     if question is None or not str(question).strip(): raise ValueError('it has no question')
     return str(question)
 
-def harness_answers(doc, target): # The aliases if the document has them, else the target; empty where there is none
-    is_index = 'choices' in doc and isinstance(doc.get('answer'), int)
-    if is_index and str(target).strip()==str(doc['answer']):
-        choices = doc['choices']['text'] if isinstance(doc['choices'], dict) else doc['choices']
-        return [str(choices[doc['answer']])]
-    for value in (target,) if is_index else (doc.get('answer'), doc.get('answers'), target):
-        if isinstance(value, dict): value = value.get('aliases') or value.get('text') or value.get('value')
-        if isinstance(value, (str, int, float)): value = [value]
-        texts = [v.get('text') or v.get('value') if isinstance(v, dict) else v for v in value or []]
-        found = [str(v).rsplit('####', 1)[-1].strip() for v in texts if v is not None] # GSM8K: the number after its solution
-        if any(found): return [a for a in found if a]
-    return []
+def harness_answers(doc, target)->list: # Empty where there is none
+    "The accepted answers of a document: those in it, where its target is one of them, else the target."
+    choices = doc.get('choices') or doc.get('options') or []
+    choices = choices.get('text') or [] if isinstance(choices, dict) else choices
+    index = str(doc.get('answer')).strip()
+    if 'choices' in doc and re.fullmatch(r'-?\d+', index) and str(target).strip()==index:
+        return [str(choices[int(index)])] if 0<=int(index)<len(choices) else [] # -1 is the test split of some sets, without labels
+    wanted = answer_texts(target)
+    if isinstance(choices, list) and len(wanted)==1 and re.fullmatch('[A-Z]', wanted[0]) and (i := ord(wanted[0])-65)<len(choices): return [wanted[0], str(choices[i])]
+    for key in ('answer', 'answers', 'correct_answers'):
+        found = answer_texts(doc.get(key))
+        if found and (not wanted or {*found} & {*wanted}): return found
+    return wanted
+
+def answer_texts(value)->list: # Without empty ones
+    "All texts in a value of a document: lists in lists, aliases, and the result of GSM8K after its solution."
+    if isinstance(value, dict): value = [value.get(k) for k in ('aliases', 'text', 'value')]
+    if isinstance(value, str) and value.strip()[:1]=='[': # A list that a template has printed
+        with suppress(ValueError, SyntaxError): value = literal_eval(value.strip())
+    if isinstance(value, (list, tuple)): return list(dict.fromkeys(t for v in value for t in answer_texts(v)))
+    text = '' if value is None else str(value).rsplit('####', 1)[-1].strip()
+    return [text] if text else []
 
 # %% ../../nbs/integrations/02_logs.ipynb #72fa45f4
+def read_claims(path, filter): # As `read_harness_samples`; the task with the claims may have the same filters, or none
+    try: return read_harness_samples(path, filter)
+    except ValueError: return read_harness_samples(path)
+
 def from_harness(
     direct, # Samples of the task with the questions
     meta=None, # Samples of the task with the meta questions
@@ -84,7 +101,7 @@ def from_harness(
     filter:str=None, # As for `read_harness_samples`, of the questions
 )->list: # `Record`s; not graded where the document has no answer
     "Read the samples of lm-evaluation-harness as records."
-    answers,claims = read_harness_samples(direct, filter),read_harness_samples(meta) if meta else {}
+    answers,claims = read_harness_samples(direct, filter),read_claims(meta, filter) if meta else {}
     if meta and not answers.keys()&claims.keys(): raise ValueError(f"{direct} and {meta} have no document in common")
     for i in answers.keys()&claims.keys():
         if normalize_question(answers[i]['question'])!=normalize_question(claims[i]['question']):
@@ -130,7 +147,7 @@ def read_signals(
     return {k: one(k, 1) for k in confidence} | {k: one(k, -1) for k in uncertainty} or None
 
 # %% ../../nbs/integrations/02_logs.ipynb #afb89072
-sample_fields = 'id','epoch','input','target','output','scores','error'
+sample_fields = 'id','epoch','input','target','output','scores','score','error'
 
 def open_archive(path)->zipfile.ZipFile: # A context manager
     try: return zipfile.ZipFile(path)
@@ -169,6 +186,8 @@ def read_inspect(
         return {'status': 'started'} | unpack_json(archive, about),[{k: s.get(k) for k in sample_fields} for s in samples]
 
 # %% ../../nbs/integrations/02_logs.ipynb #2495f64e
+def all_scores(sample)->dict: return sample['scores'] or (dict(score=sample['score']) if sample.get('score') else {}) # By scorer; logs of version 1 have one without a name
+
 def inspect_text(content)->str: # A text, or blocks of which those of type text count
     return content if isinstance(content, str) else '\n'.join(c['text'] for c in content if c['type']=='text')
 
@@ -186,7 +205,7 @@ def inspect_record(
     row = dict(question_id=str(sample['id']), question=asked, answers=[str(a) for a in (answers if isinstance(answers, list) else [answers])])
     failed = sample['error']['message'] if sample['error'] else None if output['choices'] and output['completion'] is not None else 'no reply'
     if failed: return Record(**row, direct_output='', failed=failed)
-    score,said = (sample['scores'] or {}).get(scorer) or {},logged_reply(output['completion'])
+    score,said = all_scores(sample).get(scorer) or {},logged_reply(output['completion'])
     outcome = outcome_from(score.get('value'), threshold)
     return Record(**row, direct_output=said.text, direct_reasoning=said.reasoning, correct=None if outcome is None else outcome=='correct',
         grades={scorer: outcome} if scorer else None, signals=read_signals(score.get('metadata') or {}, confidence, uncertainty))
@@ -205,9 +224,10 @@ def from_inspect(
         except ValueError as e: raise ValueError(f"{path} sample {s['id']}: {e}") from None
     try:
         log,samples = read_inspect(path)
-        epochs,planned = sorted({s['epoch'] for s in samples}),log['eval']['dataset'].get('sample_ids') or ()
+        epochs,about = sorted({s['epoch'] for s in samples}),log['eval']['dataset']
+        planned = len(about.get('sample_ids') or ()) or about.get('samples') or 'unknown'
         if epoch not in epochs: raise ValueError(f"{path} (status {log['status']}) has no sample of epoch {epoch}: it has {epochs or 'no samples'}")
-        scorers = dict.fromkeys(n for s in samples for n in s['scores'] or ())
+        scorers = dict.fromkeys(n for s in samples for n in all_scores(s))
         if scorer: lookup(scorers, scorer, 'scorer')
         else: scorer = next(iter(scorers), None)
         records = [one(s) for s in samples if s['epoch']==epoch]
@@ -215,5 +235,5 @@ def from_inspect(
         raise ValueError(f"{path} is no log of Inspect that can be read ({type(e).__name__}: {e})") from None
     unknown = [k for k in (*confidence_key, *uncertainty_key) if all((r.signals or {}).get(k) is None for r in records)]
     if unknown: raise ValueError(f"{path}: no sample has a number {unknown[0]} in the metadata of the scores of {scorer}")
-    return records,(f"log of Inspect, status {log['status']}, {len(records)} of {len(planned)} samples, epoch {epoch} of {len(epochs)}, "
+    return records,(f"log of Inspect, status {log['status']}, {len(records)} of {planned} samples, epoch {epoch} of {len(epochs)}, "
         f"graded by {scorer or 'no scorer'}")
