@@ -84,4 +84,4 @@ def test_missing_values(tmp_path):
     rows = [dict(question='Capital of Peru?', response=None, Perplexity=1., correct=None), dict(question='Capital of Chad?', response='', Perplexity=None, correct='')]
     (tmp_path/'t.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     import_records(str(tmp_path/'t.jsonl'), str(tmp_path/'r.jsonl'))
-    assert [(r.failed, r.correct, r.signals) for r in load_records(tmp_path/'r.jsonl')]==[('no reply', None, dict(Perplexity=-1.)), (None, None, dict(Perplexity=None))]
+    assert [(r.failed, r.correct, r.signals) for r in load_records(tmp_path/'r.jsonl')]==[('no reply', None, dict(Perplexity=-1.)), ('no reply', None, dict(Perplexity=None))]

@@ -41,12 +41,12 @@ def check_vllm(
 ): # Raises ValueError
     "Refuse a model that vLLM cannot run, or whose weights cannot be written while it runs."
     text,refused = config.get_text_config(),f"vLLM cannot run {name} here:"
-    heads,experts = text.num_attention_heads,[k for k in ('num_experts', 'num_local_experts', 'n_routed_experts') if getattr(text, k, None)]
+    heads,experts = getattr(text, 'num_attention_heads', 0),[k for k in ('num_experts', 'num_local_experts', 'n_routed_experts') if getattr(text, k, None)]
     if writable and getattr(config, 'quantization_config', None): raise ValueError(f"{refused} its weights are quantized, and a member is written "
         "in full precision: name a model that is not quantized, or use --engine hf")
     if writable and experts: raise ValueError(f"{refused} it is a mixture of experts, whose fused tensors cannot be written one by one: use --engine hf")
-    if heads%tensor_parallel_size: raise ValueError(f"{refused} its {heads} attention heads cannot be divided by "
-        f"--tensor_parallel_size {tensor_parallel_size}: choose {', '.join(str(k) for k in range(1, heads+1) if heads%k==0)}")
+    if tensor_parallel_size>1 and (not heads or heads%tensor_parallel_size): raise ValueError(f"{refused} its {heads} attention heads cannot be divided by "
+        f"--tensor_parallel_size {tensor_parallel_size}: choose {', '.join(str(k) for k in range(1, max(heads, 1)+1) if heads%k==0)}")
     if supported and not set(config.architectures or [])&set(supported): raise ValueError(f"{refused} it does not know "
         f"the architecture {', '.join(config.architectures or ['(none named)'])}: use --engine hf")
 

@@ -229,7 +229,7 @@ def eval_model(
     model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
     chat:bool=True, # Use the model's chat template
     batch_size:int=50, # Questions in one batch
-    max_input_length:int=None, # Longest prompt in tokens; the question of a longer one is cut at its beginning; default: what fits the context, 128 for preset paper
+    max_input_length:int=None, # Longest prompt in tokens; the question of a longer one is cut at its beginning; default: what fits the context, with vLLM at most 4,096, and 128 for preset paper
     dtype:str='auto', # float32, bfloat16 or auto
     device:str='auto', # cpu, cuda, cuda:1, mps or auto
     engine:str='hf', # What generates: hf (transformers), or vllm, where it is installed

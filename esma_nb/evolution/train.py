@@ -139,7 +139,7 @@ def train(
     chat:bool=True, # Use the model's chat template
     parallel_members:int=0, # Members evaluated at the same time, each on its part of the cores; 0: on a CPU as many as are likely to be fastest, else 1
     batch_size:int=128, # Questions in a batch; halved when memory runs out
-    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves, 128 for preset paper
+    max_input_length:int=None, # Longest prompt in tokens, of a longer one the question is shortened; default: what the model's context leaves, with vLLM at most 4,096, and 128 for preset paper
     max_new_tokens:int=32, # Longest answer in tokens
     enable_thinking:bool=False, # Let a reasoning model reason before it answers, where its chat template has a switch for it
     max_reasoning_tokens:int=None, # Limit of reasoning tokens, before the answer's own limit; default: 1024 with --enable_thinking, else 0

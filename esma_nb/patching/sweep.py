@@ -199,7 +199,7 @@ def sweep(
     rules:list=None, # Which changes: top, bottom, random; default: all three
     seeds:list=None, # Of the random samples; default: 0
     output_dir:str=None, # Run folder for records, table and figures; default: out/sweep-TUNED
-    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit, 128 for preset paper
+    max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit, with vLLM at most 4,096, and 128 for preset paper
     **kwargs):
     "Evaluate a model with more and more of its changes applied; the same command again resumes an interrupted sweep."
     from esma_nb.patching.tensors import open_weights
