@@ -47,13 +47,13 @@ def chat_request(
 def sample_seed(prompt)->int: # 31 bits: another number for another seed or text
     return int.from_bytes(blake2b(repr((prompt.seed, prompt.text)).encode(), digest_size=4).digest(), 'big') >> 1
 
-too_long = 'context.?(length|size|window)|(prompt|input) is too long|`inputs` tokens|input token count' # In the message about a prompt: OpenAI and vLLM, llama.cpp, Anthropic, TGI, Gemini
+too_long = 'context.?(length|size|window)|(prompt|input) is too long|`inputs` tokens|input token count|reduce the length|prompt has \\d+ tokens|input length' # In the message about a prompt: OpenAI and vLLM, llama.cpp, Anthropic, TGI, Gemini
 
 def rejected_option(words:str)->str: # A key of `request_options`, or None
     "The parameter that a server's error message names; none where a prompt is too long, which no other parameter mends."
     if re.search(too_long, words, re.I): return None
     known = dict(token_ids='token_ids', thinking='chat_template|enable_thinking', token_limit='max_(completion_|new_)?tokens',
-        top_logprobs='logprob', temperature='temperature', reasoning_effort='reasoning', seed='seed')
+        top_logprobs='logprob', temperature=r'\btemperature\b', reasoning_effort='reasoning', seed=r'\bseed\b')
     return next((k for k,pattern in known.items() if re.search(pattern, words, re.I)), None)
 
 # %% ../../nbs/api/02_requests.ipynb #570f85aa
@@ -121,7 +121,7 @@ def classify_error(
     "Classify an error by what to do about it."
     def says(pattern): return status<500 and re.search(pattern, words, re.I)
     if says('content.?(filter|policy|management)|moderation|flagged'): return 'refused'
-    if status==403 and rejected_option(words): return 'lost' # OpenAI's reasoning models and `logprobs`
+    if status==403 and (says(too_long) or rejected_option(words) and says('not (allowed|supported|enabled|permitted|available)|unsupported')): return 'lost' # OpenAI's reasoning models and `logprobs`
     if status in (401, 402, 403, 404) or says(model_not_found): return 'stop'
     return 'again' if status in (0, 408, 409, 425, 429) or status>=500 else 'lost'
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['run_files', 'secret_names', 'atomic_write', 'replace_folder', 'delete_path', 'write_error', 'flush_to_disk',
-           'check_output_path', 'write_json', 'read_json', 'append_lines', 'truncate_torn_line', 'read_lines',
-           'provenance', 'describe_function', 'open_run', 'read_about', 'delete_stale_drafts', 'lock_run',
+           'check_output_path', 'real_path', 'is_run', 'write_json', 'read_json', 'append_lines', 'truncate_torn_line',
+           'read_lines', 'provenance', 'describe_function', 'open_run', 'read_about', 'delete_stale_drafts', 'lock_run',
            'redact_args', 'redact_value', 'is_path', 'is_private', 'distinct_names', 'sha256_file', 'write_manifest',
            'sha256_json', 'verify_manifest']
 
@@ -27,7 +27,7 @@ def atomic_write(
 ):
     "Atomic write: yield a temporary path; it replaces `path` when the block succeeds, and is deleted when it fails."
     path = Path(path)
-    if path.is_symlink() or path.name in ('', '..'): path = path.resolve() # A link stays one
+    if path.is_symlink() or path.name in ('', '..'): path = real_path(path) # A link stays one
     if path.exists() and not (path.is_file() or path.is_dir()): raise ValueError(f"{path} is no ordinary file: name one to write to")
     draft = path.with_name(f'.{path.name}.{os.getpid()}.draft')
     try:
@@ -77,14 +77,23 @@ def check_output_path(
     inputs=(), # Files that the command reads
 ): # Raises ValueError before any work is done
     "Refuse an output that is a folder, one of `inputs`, or a file of a run."
-    real = Path(path).resolve()
+    real = real_path(path)
     if real.is_dir(): raise ValueError(f"{path} is a folder: name a file to write to")
     if real.exists() and not real.is_file(): raise ValueError(f"{path} is no ordinary file: name one to write to")
-    if real in [Path(p).resolve() for p in inputs]: raise ValueError(f"{path} is read from: name another file to write to")
-    run = next((p for p in real.parents if (p/'args.json').exists()), None)
+    if real in [real_path(p) for p in inputs]: raise ValueError(f"{path} is read from: name another file to write to")
+    run = next((p for p in real.parents if is_run(p)), None)
     if run and (run!=real.parent or re.fullmatch(run_files, real.name)): raise ValueError(f"{path} belongs to a run: name another file to write to")
 
-run_files = r'(args|summary|told)\.json|(journal|metrics|labels.*|judgements|samples)\.jsonl|sweep\.csv|.*\.safetensors' # All that is deeper in the folder is a run's own
+def real_path(path)->Path: # Without links
+    try: return Path(path).resolve()
+    except (RuntimeError, OSError): raise ValueError(f"{path} is a link that leads to itself: name another path") from None
+
+def is_run(folder)->bool: # Does it hold the args.json of a run, damaged or not, and not just any file of that name?
+    try: return {'args', 'started'}<=read_json(folder/'args.json').keys()
+    except FileNotFoundError: return False
+    except (ValueError, OSError): return True
+
+run_files = r'(args|summary|told|granted)\.json|(journal|metrics|labels.*|judgements|samples)\.jsonl|sweep\.csv|.*\.safetensors' # All that is deeper in the folder is a run's own
 
 def write_json(path, value): # Indented; NaN is an error, because JSON has none
     "Write `value` to `path` as JSON, atomically."
@@ -215,6 +224,7 @@ def read_about(folder)->dict: # Content of its `args.json`; empty where there is
     path = Path(folder)/'args.json'
     about = read_json(path) if path.exists() else {}
     odd = next((k for k in ('args', 'protocol', 'counts', 'versions') if not isinstance(about.get(k, {}), dict)), None)
+    if odd is None and not all(isinstance(n, int) for n in about.get('counts', {}).values()): odd = 'counts'
     if odd: raise ValueError(f"{path} is damaged ({odd} is {str(about[odd]):.30}): restore the file or delete it")
     return about
 
@@ -243,32 +253,38 @@ def lock_run(
 def _list_differences(odd, old, new): return ', '.join(f'{k}={old.get(k)!r} (now {new.get(k)!r})' for k in sorted(odd))
 
 # %% ../../nbs/core/01_runs.ipynb #c30d8c7e
-secret_names = set('key token secret password passwd credential credentials auth'.split())
+secret_names = set('key apikey token secret password passwd credential credentials auth'.split())
 
 def redact_args(args:dict)->dict: # JSON-ready, like what came in
     "Arguments for publication: without secrets, without passwords in URLs, and with the last part of paths only."
     return {k: redact_value(v) for k,v in args.items() if not secret_names & set(k.lower().split('_'))}
 
 def redact_value(value): # The same for one value
-    if isinstance(value, list): return [redact_value(v) for v in value]
+    if isinstance(value, (list, tuple)): return [redact_value(v) for v in value]
+    if isinstance(value, dict): return redact_args(value)
     if not isinstance(value, str): return value
-    if '://' in value: return re.sub(r'(?<=://)([^/\s:]+)', lambda m: 'private-host' if is_private(m[1]) else m[1], re.sub(r'(?<=://)[^/\s]*@', '', value))
+    if value.lower().startswith('file:'): return value.rstrip('/').rsplit('/', 1)[-1]
+    if '://' in value:
+        bare = re.sub(r'[?#].*', '', re.sub(r'(?<=://)[^/\s]*@', '', value)) # Without passwords, and keys in a query
+        return re.sub(r'(?i)(?<=http://|ttps://)(\[[^\]]*\]|[^/\s:]+)', lambda m: 'private-host' if is_private(m[1]) else m[1], bare)
     return re.split(r'[\\/]', value.rstrip('\\/'))[-1] if is_path(value) else value
 
 def is_path(text:str)->bool: # Not an ID on the hub, which contains a slash too
-    deep = text.count('/')>1 or re.search(r'/.*\.(jsonl?|csv|tsv|txt|parquet|gguf|ya?ml)$', text)
+    deep = text.count('/')>1 or re.search(r'/.*\.(jsonl?|csv|tsv|txt|parquet|gguf|ya?ml)$', text, re.I)
     return text.startswith(('/', '~', '.')) or '\\' in text or bool(deep) or '/' in text and Path(text).exists()
 
 def is_private(host:str)->bool: # A host inside an organisation; the own machine tells nothing
     "Whether `host` is a name or address that is not public."
+    host = host.lower().strip('[]').rstrip('.')
     try: return not (ip_address(host).is_global or ip_address(host).is_loopback)
     except ValueError: return host!='localhost' and ('.' not in host or host.rsplit('.', 1)[1] in ('local', 'internal', 'lan', 'corp', 'home', 'intranet', 'localdomain'))
 
 def distinct_names(paths:list)->list: # One a path, such as `run`, or `a/run` and `b/run`
     "The last part of each path, and as many before it as tell them apart; ValueError where 2 are the same file or folder."
-    real = [Path(p).resolve() for p in paths]
+    real = [real_path(p) for p in paths]
     if len(set(real))<len(real): raise ValueError(f"{' '.join(map(str, paths))}: one run is named twice")
     parts = [[*p.parts[1:-1], p.stem if p.is_file() else p.name] for p in real]
+    if len(set(map(tuple, parts)))<len(parts): parts = [[*p.parts[1:]] for p in real] # `run` and `run.jsonl`
     def tail(p, k): return '/'.join(p[-k:])
     def alone(p): return next((k for k in range(1, len(p)) if sum(tail(q, k)==tail(p, k) for q in parts)==1), len(p))
     return [tail(p, alone(p)) for p in parts]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['rewrite_file', 'remaining_rows', 'paid_attempts', 'evaluate_api', 'bill_of', 'row_prompts', 'later_prompts',
-           'sort_records', 'usage_of', 'warn_reasoning', 'granted_options', 'run_and_bill', 'checked_price',
-           'server_options', 'not_none', 'eval_api']
+           'sort_records', 'usage_of', 'warn_reasoning', 'accepted', 'earlier_options', 'granted_options',
+           'run_and_bill', 'checked_price', 'server_options', 'not_none', 'eval_api']
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #4b844fd2
 import json
@@ -140,15 +140,17 @@ def warn_reasoning(
     return True
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #270e9502
+def accepted(remote:APIEngine)->dict: return json.loads(json.dumps({k: v[0] for k,v in remote.request_options.items() if k in remote.accepted_options})) # By name, as from a file
+
+def earlier_options(plan)->dict: return read_json(path) if (path := plan.out/'granted.json').exists() else {} # What the server accepted at earlier starts
+
 def granted_options(plan:Plan, remote:APIEngine)->dict: # By name what the server accepted, at earlier starts too
     "Say which parameters the server refused, and where it granted others than before."
-    granted = {k: v[0] for k,v in remote.request_options.items() if k in remote.accepted_options}
-    path = plan.out/'summary.json'
-    before = read_json(path).get('granted', {}) if path.exists() else {}
+    granted,before = accepted(remote),earlier_options(plan)
     if granted.get('seed', True) is None: print(f'{remote.model} takes no seed: its sampled answers cannot be repeated')
     if granted.get('temperature', 0) is None: print(f'{remote.model} takes no temperature: its replies are sampled by its own default, and another run may get others')
     for k in before.keys() & granted.keys():
-        if json.loads(json.dumps(granted[k]))!=before[k]: print(f'{remote.model} accepted {k} {before[k]} at an earlier start and {granted[k]} now: the records of this run are mixed')
+        if granted[k]!=before[k]: print(f'{remote.model} accepted {k} {before[k]} at an earlier start and {granted[k]} now: the records of this run are mixed')
     return before | granted
 
 def run_and_bill(
@@ -162,10 +164,14 @@ def run_and_bill(
     todo,_ = remaining_rows(path, rows)
     ahead = max_token_usage([p for r in todo for p in (*row_prompts(claim, r, signals), *later_prompts(claim, r, signals))], remote.max_reasoning_tokens)
     print('{} questions to ask: up to {:,} tokens in, {:,} out, ${:.4f}'.format(len(todo), *ahead, cost(price, ahead)))
-    warnings = []
+    warnings,before,known = [],earlier_options(plan),{}
     def work(bar):
         bar.update(len(rows)-len(todo))
         def progress(record, spent):
+            nonlocal known
+            if not before and (now := accepted(remote))!=known: # At the first answers, so that a later start knows, however this one ends
+                write_json(plan.out/'granted.json', now)
+                known = now
             bar.update()
             if warn_reasoning(record, remote, warnings): print(warnings[0])
             bar.set_postfix_str(f'${spent:.4f}' if spent else '')

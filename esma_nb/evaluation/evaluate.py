@@ -12,6 +12,7 @@ from contextlib import contextmanager,suppress
 from dataclasses import asdict,dataclass,replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from typing import Callable
 from fastcore.meta import delegates
@@ -248,5 +249,6 @@ def eval_model(
     with open_evaluation(plan, device=device_name):
         with_progress(plan.records, len(plan.rows), work)
         result = close_evaluation(plan)
-    print(f"\nnext: esma_nb_report {plan.out} (figures), esma_nb_compare {plan.out} OTHER (against another run)")
+    out = quote(f'./{plan.out}' if str(plan.out)[0]=='-' else str(plan.out))
+    print(f"\nnext: esma_nb_report {out} (figures), esma_nb_compare {out} OTHER (against another run)")
     return result

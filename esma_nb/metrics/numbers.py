@@ -14,13 +14,13 @@ from .multiple_choice import boxed
 number = r'\d{1,3}(?:,\d{3}){1,300}(?:\.\d{1,999})?|(?:\d{1,999}(?:\.\d{1,999})?|\.\d{1,999})(?:[eE][+-]?\d{1,3})?' # Python reads no integer of more than 4,300 digits
 numeric_pattern = re.compile(rf'(?<![\w.])(?:(?<![\d)]\s)(?<![\d)])([-+]))?(?:[$€£]\s?)?({number})(?:\s?/\s?(\d{{1,999}}))?(?![\d])\s?(%|percent\b)?')
 
-def power(m): return str(int(m[1])**int(m[2])) # 10^6
+def power(m): return str(Fraction(int(m[1]))**int(m[2])) if int(m[1]) else '0' # 10^6, and 10^-3 as 1/1000
 def mixed_number(m): return f'{int(m[1])*int(m[3])+int(m[2])}/{m[3]}' # 2 1/2 is 5/2
 numeric_forms = [(re.compile(a), b) for a,b in (('−', '-'), (r'(?<=\d)\s?(?:[×x*·]|\\(?:times|cdot))\s?10\^\{?(-?\d{1,3})\}?(?!\d)', r'e\1'), # 6.02 × 10^23
     (r'\\[dt]?frac\{(\d+)\}\{(\d+)\}', r'\1/\2'), # LaTeX
     (r'(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})', ','), (r'(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))', ','), # 1{,}800 and 1 800
     (r'(?<![\d}])\^\{?\d+\}?', ''), # The exponent of a unit
-    (r'(?<![\w.,])(\d{1,4})\^\{?(\d{1,2})\}?(?!\d)', power), (r'(?<![\d.,/])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.])', mixed_number))]
+    (r'(?<![\w.,])(\d{1,4})\^[{(]?(-?\d{1,2})[)}]?(?!\d)', power), (r'(?<![\d.,/])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.])', mixed_number))]
 
 def last_number(text:str)->tuple: # Its value as a fraction, and whether it is a percentage; `None` where there is no number
     "The last number of `text` (of its last `\\boxed{}`, if there is one), with its sign, thousands separators, fraction and percent sign."

@@ -52,6 +52,7 @@ def read_run(
     sets = {k: series(stage_title(k), records) for k,records in found.items() if records}
     if not sets: raise ValueError(f"{path} holds no records yet: try again when the first questions are answered")
     about,summary = read_about(path),read_json(path/'summary.json') if (path/'summary.json').exists() else {}
+    if not isinstance(summary.get('iterations') or 0, int): raise ValueError(f"{path/'summary.json'} is damaged (iterations is {summary['iterations']!r:.30}): restore the file or delete it")
     lines = read_lines(path/'metrics.jsonl')
     here = path.resolve()
     return Run(here.stem if here.is_file() else here.name, about, sets, lines, progress_text(about, summary, lines, sets))
