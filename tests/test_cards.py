@@ -122,3 +122,14 @@ def test_hostile_names_stay_text(run, tmp_path):
     assert about.data.license is None and about.data.base_model is None
     outside = [block for i,block in enumerate(about.text.split('````')) if i%2==0] # Its command stands in a longer fence
     assert not any(l.startswith(('---', '```<', 'license')) for l in '\n'.join(outside).splitlines())
+
+def test_a_failed_upload_does_not_hide_the_results(run, monkeypatch):
+    "The scores are printed before the upload is tried."
+    from types import SimpleNamespace
+    from esma_nb.evolution import setup
+    from esma_nb.evolution.train import train
+    def out_of_reach(*_): raise ConnectionError('the hub is down')
+    monkeypatch.setattr(setup, 'publish', out_of_reach)
+    said = []
+    with pytest.raises(ConnectionError): setup.finish_run(None, run, SimpleNamespace(is_main=True, close=lambda shut_down: None), said.append, train, 'ann/knows')
+    assert 'model_sha256' in said[0]

@@ -93,7 +93,8 @@ def fictional_splits(rows:list)->list: # `train`, `validation` or `duplicate` fo
 
 def split_column(rows:list)->list: # `validation` where a row has none
     "The `split` field of each row."
-    def own(r): return '' if (k := find_column(r, ('split',))) is None or r[k] is None else str(r[k]).strip()
+    column = find_column(dict.fromkeys(k for r in rows for k in r), ('split',))
+    def own(r): return '' if r.get(column) is None else str(r[column]).strip()
     return [own(r) or 'validation' for r in rows]
 
 # %% ../../nbs/datasets/02_question_sets.ipynb #bd76dab1

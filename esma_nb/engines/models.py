@@ -170,7 +170,8 @@ def save_model(
     "Write a folder that `AutoModelForCausalLM.from_pretrained` can load."
     folder = Path(os.path.expanduser(folder))
     if folder.is_file(): raise ValueError(f"{folder} is a file: name a folder")
-    other = [p.name for p in folder.iterdir() if p.name[0]!='.' and not (p.is_file() and p.suffix in model_suffixes)] if folder.is_dir() else []
+    there = [p for p in folder.iterdir() if p.name[0]!='.'] if folder.is_dir() else []
+    other = [p.name for p in there if not (p.is_file() and p.suffix in model_suffixes and (folder/'config.json').exists())]
     if other: raise ValueError(f"{folder} holds other files than a model's ({other[0]}): name a new folder")
     with atomic_write(folder) as draft, quiet(): write_model(model, tokenizer, draft, weights)
 

@@ -15,12 +15,12 @@ choice_lead = re.compile(r"(?i)^\W*(?:(?:so|therefore|the|my|correct|right|final
     r"|i(?: would| will|['’]d|['’]ll)? (?:think|believe|guess|say|choose|pick))\b[\s:,*]*)+")
 boxed = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
 stated_letter = re.compile(r"\W*([A-Z])(?:\W*$|[).:](?!\s*is (?:not|wrong|incorrect|false)\b)|(?<!I),(?!\s*[A-Z]\b)|\s+[-–—]\s|\s+(?:because|since|is (?:(?:the|my) )?(?:correct|right|true|best|answer|choice|option))\b|\W*\n)")
-conclusion = re.compile(r'(?im)(?:^|[.!?]\s|\b(?:so|thus|therefore|hence),?\s)\W*(?:(?:so|thus|therefore|hence),?\s+)?(?:i (?:think|believe) (?:that )?)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best)\s+)?'
-    r'answer(?: to (?:the|this|your) question)?(?:\s+is\b|\W*:)')
+conclusion = re.compile(r'(?im)(?:^|[.!?]\s|\b(?:so|thus|therefore|hence),?\s)[^\w\n]{0,9}(?:(?:so|thus|therefore|hence),?\s+)?(?:i (?:think|believe) (?:that )?)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best)\s+)?'
+    r'answer(?: to (?:the|this|your) question)?(?:\s{1,9}is\b|\W{0,9}:)')
 
 def choices_said(reply:str)->list: # Texts without introductions and LaTeX; the first that names an option counts
     "What `reply` chooses: its last `\\boxed{}`, or what follows its last `answer is` or `answer:`, and its first line."
-    own = re.split(r'\n\W*(?:Question|Human|User|Q)\s*:', reply)[0] # Some models play on and ask themselves
+    own = re.split(r'\n[^\w\n]{0,9}(?:Question|Human|User|Q)\s*:', reply)[0] # Some models play on and ask themselves
     reply = own if own.strip() else reply
     found = boxed.findall(reply)[-1:] or [*conclusion.split(reply)[1:][-1:], reply]
     found = [re.sub(r'\\[a-z]+|</?answer>', '', text) for text in found]

@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.meta import delegates
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,corrected,label,flag_meaning
 from ..core.cli import command
-from ..core.runs import lock_run,open_run,atomic_write
+from ..core.runs import atomic_write,lock_run,open_run,write_json
 from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..prompts.elicitation import claim_prompts
@@ -227,4 +227,6 @@ def sweep(
     def evaluate_point(path, done):
         return evaluate_into(path, generate, questions, elicit, graders[protocol['matcher']], batch_size, done)
     def work(update): return sweep_into(out, todo, before, delta, parameters, evaluate_point, total, update)
-    return write_results(out, with_progress(work, out, len(todo)*total))
+    rows = with_progress(work, out, len(todo)*total)
+    write_json(out/'summary.json', dict(points=len(rows))) # Says that the sweep is finished
+    return write_results(out, rows)

@@ -62,7 +62,8 @@ def stage_title(stem:str)->str: return f'after {int(stem[4:])} iterations' if st
 def progress_text(about, summary, lines, sets)->str: # Empty for a run that is done
     args,rows = about.get('args', {}),about.get('counts', {})
     goal = args.get('num_iterations')
-    if not about or 'tuned' in args or summary and (summary.get('iterations') or 0)>=len(lines) and not summary.get('left'): return ''
+    if not about or summary and (summary.get('iterations') or 0)>=len(lines) and not summary.get('left'): return ''
+    if 'tuned' in args: return f'{len(sets)} points' # Of a sweep
     if goal: return f"{len(lines)} of {max(goal, len(lines))} iterations"
     if lines: return f"{lines[-1]['iteration']} iterations" # SFT writes a line every 10 steps
     return f"{len(list(sets.values())[-1].records)} of {rows.get('drawn', rows.get('kept', 'its'))} questions"
