@@ -7,7 +7,7 @@ from esma_nb.evaluation.compare import compare
 from esma_nb.evaluation.export import export
 from esma_nb.evaluation.records import load_records
 from esma_nb.integrations.imports import import_records
-from esma_nb.integrations.logs import from_inspect
+from esma_nb.integrations.inspect_logs import from_inspect
 
 def sample(i, reply, value, epoch=1):
     return dict(id=i, epoch=epoch, input=f'What is {i}?', target=str(i), output=dict(completion=reply, choices=[{}]), scores=dict(match=dict(value=value)), events=['x'*500])
