@@ -14,7 +14,8 @@ from ..evaluation.protocol import build_claim,resolve_protocol
 from ..evaluation.compare import forgetting_table
 from ..metrics.scores import MetaScores,format_metric,metrics_table
 from ..core.cli import make_parser
-from ..core.runs import atomic_write,read_about,read_json,redact_args
+from ..core.runs import atomic_write,read_about,read_json
+from ..core.redaction import redact_args
 from ..datasets.question_sets import dataset_specs
 
 # %% ../../nbs/integrations/00_hub.ipynb #0b1781ff
