@@ -61,6 +61,22 @@ def test_an_optimizer_goes_on_where_it_stopped(alone, tmp_path):
     start(1, [])
     assert digest(out)==expected
 
+TWICE = '''
+import sys
+from pathlib import Path
+from esma_nb.evolution.train import train
+for n in 'first','second':
+    train(num_iterations=3, sigma=.04, population_size=8, num_data_per_iteration=16, num_val_samples=20, batch_size=32,
+        model_save_interval=2, seed=5, output_dir=Path(sys.argv[1])/n)
+'''
+
+def test_two_runs_of_one_script(alone, tmp_path):
+    words,expected = alone
+    if words: slow()
+    (tmp_path/'twice.py').write_text(TWICE)
+    subprocess.run([BIN/'torchrun', '--nproc_per_node', '2', tmp_path/'twice.py', tmp_path], check=True, env=ENV)
+    assert [digest(tmp_path/n) for n in ('first', 'second')]==[expected]*2
+
 PARTED = '''
 import os
 from pathlib import Path

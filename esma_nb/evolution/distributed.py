@@ -21,17 +21,19 @@ from fastcore.basics import patch
 def restart_store(
     environment:dict=None, # Variables as set by torchrun; None: those of this process
 )->dict: # Further arguments for `PartialState`
-    "After a restart by torchrun, use a store prefix of its own: the common one still holds the addresses of ended processes."
+    "Under torchrun, use a store prefix of its own: the common one still holds the addresses of processes and groups that have ended."
     e = os.environ if environment is None else environment
     if e.get('TORCHELASTIC_USE_AGENT_STORE')!='True': return {}
     rank,world_size = int(e['RANK']),int(e['WORLD_SIZE'])
     store = dist.TCPStore(e['MASTER_ADDR'], int(e['MASTER_PORT']), world_size, is_master=False)
-    return dict(store=dist.PrefixStore(f"attempt {e['TORCHELASTIC_RESTART_COUNT']}", store), rank=rank, world_size=world_size)
+    prefix = f"attempt {e['TORCHELASTIC_RESTART_COUNT']}, group {ProcessGroup.n_closed}"
+    return dict(store=dist.PrefixStore(prefix, store), rank=rank, world_size=world_size)
 
 longest_wait = timedelta(hours=2) # For another process, as at the upload of a large model; NCCL's own limit is 10 minutes
 
 class ProcessGroup:
     "The processes of one run."
+    n_closed = 0 # Groups that this process has closed
     def __init__(self,
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
         tensor_parallel_size:int=1, # Processes that share one model: ranks 0 to k-1 the first one, and so on
@@ -116,6 +118,8 @@ def close(self:ProcessGroup, shut_down=lambda: None): # At the end, all processe
     self.store = None
     shut_down() # What uses the connections too, such as vLLM
     self.state.destroy_process_group()
+    PartialState._reset_state() # So that the next run of a script makes a group of its own
+    ProcessGroup.n_closed += 1
 
 # %% ../../nbs/evolution/04_distributed.ipynb #4765c749
 class ShardedUpdate:
