@@ -109,7 +109,7 @@ def test_eval_api_with_a_judge(serve, tmp_path):
     assert subprocess.run(words, capture_output=True, env=env).returncode==0
     assert (read_json(out/'summary.json'), read_lines(out/'records'/'meta.jsonl'), len(model.seen), len(server.seen)-asked)==(summary, lines, 60, 30-len(done))
 
-@pytest.mark.parametrize('reply,right', [('B', 1), ('(b) Lyon', 0), ('B) Lyon', 1), ('Answer: B', 1), ('C. Lyon', 0), ('lyon', 1), ('Lyon or Paris', 0), ('A B', 0)])
+@pytest.mark.parametrize('reply,right', [('B', 1), ('(b) Lyon', 1), ('(a) Lyon', 0), ('(b Lyon', 0), ('B) Lyon', 1), ('Answer: B', 1), ('C. Lyon', 0), ('lyon', 1), ('Lyon or Paris', 0), ('A B', 0)])
 def test_multiple_choice(reply, right): assert multiple_choice_match(reply, ['B', 'Lyon'])==bool(right)
 
 @pytest.mark.parametrize('reply,gold,right', [('so 1,000', '1000', 1), ('-7', '7', 0), ('it is -7.', '-7', 1), ('3/4', '0.75', 1), ('75 %', '3/4', 1), ('7 or 8', '7', 0), ('', '7', 0)])
