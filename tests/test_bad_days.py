@@ -11,7 +11,9 @@ from esma_nb.evolution.checkpoint import resume_weights,save_checkpoint
 from esma_nb.engines.models import cast_parameters,fingerprint,load_model
 from esma_nb.evolution.optimizers import Adam
 from esma_nb.patching.replay import replay_run
-from esma_nb.core.runs import append_lines,lock_run,read_lines,write_manifest
+from esma_nb.core.files import append_lines,read_lines
+from esma_nb.core.manifests import write_manifest
+from esma_nb.core.runs import lock_run
 from esma_nb.evolution.train import train
 from kills import Run,iterations
 

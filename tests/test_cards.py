@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import HfApi,ModelCard
 from esma_nb.integrations.hub import model_card,upload,write_model_card
 from esma_nb.core.cli import normalize_options,make_parser
-from esma_nb.core.runs import verify_manifest,read_json
+from esma_nb.core.files import read_json
+from esma_nb.core.manifests import verify_manifest
 
 class Hub(BaseHTTPRequestHandler):
     "As much of the hub as an upload of small files needs; what it was sent is in `server.got`."

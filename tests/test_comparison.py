@@ -8,7 +8,7 @@ import pytest
 from esma_nb.evaluation.compare import csv_rows,compare_runs
 from esma_nb.evaluation.paired import differences,mcnemar
 from esma_nb.evaluation.records import Record
-from esma_nb.core.runs import append_lines
+from esma_nb.core.files import append_lines
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1')
 

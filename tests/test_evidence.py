@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import evidence
 from evidence import found,home,planned,ways
-from esma_nb.core.runs import read_lines
+from esma_nb.core.files import read_lines
 from esma_nb.evaluation.records import load_records
 from esma_nb.evolution.checkpoint import check_journal
 

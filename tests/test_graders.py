@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from esma_nb.api.client import APIEngine
 from esma_nb.api.judge import judge,judge_bill
-from esma_nb.core.runs import append_lines,read_json,read_lines
+from esma_nb.core.files import append_lines,read_json,read_lines
 from esma_nb.metrics.multiple_choice import multiple_choice_match
 from esma_nb.metrics.numbers import numeric_match
 from servers import Server

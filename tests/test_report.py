@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from esma_nb.evaluation.records import Record
 from esma_nb.reports.report import page,read_runs,report
-from esma_nb.core.runs import append_lines,write_json
+from esma_nb.core.files import append_lines,write_json
 from browser import browse
 
 def made(n, seed=0): # Records of a model that knows about half, and half knows it

@@ -9,7 +9,7 @@ write = """
 import sys
 from pathlib import Path
 from esma_nb.metrics.scores import MetaScores
-from esma_nb.core.runs import append_lines,read_json
+from esma_nb.core.files import append_lines,read_json
 from esma_nb.integrations.trackers import tracker
 name,out,steps,break_at = sys.argv[1],Path(sys.argv[2]),[int(t) for t in sys.argv[3].split(',')],int(sys.argv[4])
 s = MetaScores.from_claims([True]*50+[False]*50, [True]*40+[False]*10+[True]*40+[False]*10)
@@ -87,7 +87,7 @@ def test_a_run_that_its_own_reader_opens(name, tmp_path):
 
 def test_a_gradient_run_is_mirrored_too(tmp_path):
     "Every line of its metrics, and what was measured; a second start, which finds nothing to do, shows nothing twice."
-    from esma_nb.core.runs import read_json,read_lines
+    from esma_nb.core.files import read_json,read_lines
     from esma_nb.sft.train import sft_meta
     if not find_spec('tensorboard'): pytest.skip('tensorboard is not installed')
     out = tmp_path/'run'

@@ -3,7 +3,7 @@ import json,os,signal,subprocess,sys,time
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
-from esma_nb.core.runs import read_json,read_lines
+from esma_nb.core.files import read_json,read_lines
 
 pytestmark = pytest.mark.skipif(not find_spec('vllm'), reason='vllm is not installed')
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,7 +3,7 @@ import os,sys
 from dataclasses import asdict,replace
 from pathlib import Path
 from esma_nb.evaluation.records import load_records,record_files
-from esma_nb.core.runs import append_lines,atomic_write
+from esma_nb.core.files import append_lines,atomic_write
 
 def bare(record)->dict: # What is left to count: question_id, correct, yes, unparsed, failed, log_odds
     r = asdict(replace(record, question='', answers=[], direct_output='', meta_output=None, seconds=None))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cache
 import numpy as np
 from scipy.stats import t
-from esma_nb.core.runs import append_lines,atomic_write,read_json,read_lines,write_json
+from esma_nb.core.files import append_lines,atomic_write,read_json,read_lines,write_json
 from esma_nb.datasets.registry import load_rows
 from esma_nb.metrics.scores import markdown_table
 from esma_nb.metrics.signal_detection import count_cells,flags

@@ -3,7 +3,7 @@ import json,sys
 from pathlib import Path
 from esma_nb.evaluation.records import load_records,record_files
 from esma_nb.datasets.rows import sample_rows
-from esma_nb.core.runs import append_lines,atomic_write
+from esma_nb.core.files import append_lines,atomic_write
 
 def half_known(records:list, seed='half known')->list: # All that were answered rightly, and as many that were not; a run's own seed would hold out the same ones
     groups = [[dict(question_id=r.question_id, question=r.question, answers=r.answers) for r in records if r.correct is right] for right in (True, False)]

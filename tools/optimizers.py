@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from esma_nb.engines.models import load_model
-from esma_nb.core.runs import read_json,read_lines
+from esma_nb.core.files import read_json,read_lines
 
 scores = 'd_prime_loglinear','auroc','accuracy','alignment'
 

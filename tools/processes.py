@@ -5,7 +5,7 @@
 import json,os,subprocess,sys,tempfile
 from pathlib import Path
 from statistics import median
-from esma_nb.core.runs import write_json
+from esma_nb.core.files import write_json
 
 WORDS = '--num_iterations 5 --num_val_samples 20 --evaluate_interval 0 --model_save_interval 0 --device cpu'.split()
 

@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from esma_nb.bench.bench import machine
 from esma_nb.bench.roofline import machine_peaks
-from esma_nb.core.runs import write_json
+from esma_nb.core.files import write_json
 from esma_nb.datasets.registry import load_rows
 from esma_nb.engines import llama,prepack
 from esma_nb.engines.encoding import encode

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from esma_nb.evolution.checkpoint import save_checkpoint
 from esma_nb.evolution.noise import direction,parallel_map
 from esma_nb.patching.replay import at_iteration
-from esma_nb.core.runs import read_lines,write_json
+from esma_nb.core.files import read_lines,write_json
 
 def stepped(weights:dict, journal:list)->dict: # In bfloat16, by name
     "Where `weights` go along `journal` if every sum is rounded."

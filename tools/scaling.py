@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 import torch
 from esma_nb.datasets.registry import load_rows
 from esma_nb.engines.models import pick_device,compute_dtype
-from esma_nb.core.runs import write_json
+from esma_nb.core.files import write_json
 from esma_nb.bench.baselines import training_baseline
 
 def main(model, dataset, to, data_dir):

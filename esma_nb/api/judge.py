@@ -9,7 +9,8 @@ __all__ = ['judge_prompt', 'verdicts', 'judge_text', 'parse_verdict', 'judgement
 # %% ../../nbs/api/05_judge.ipynb #6afb3505
 import json,re
 from math import inf
-from ..core.runs import append_lines,read_lines,sha256_json
+from ..core.files import append_lines,read_lines
+from ..core.manifests import sha256_json
 from ..prompts.templates import Prompt
 from .requests import api_key_from,cost,max_token_usage,parse_price
 from .client import APIEngine

@@ -14,7 +14,9 @@ from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from ..core.cli import command
-from ..core.runs import check_output_path,provenance,write_json
+from ..core.files import write_json
+from ..core.provenance import provenance
+from ..core.runs import check_output_path
 from ..metrics.scores import markdown_table
 from ..engines.vllm_model import prepare_environment
 

@@ -12,7 +12,8 @@ import csv,json,re
 from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
-from ..core.runs import sha256_file, atomic_write
+from ..core.files import atomic_write
+from ..core.manifests import sha256_file
 
 # %% ../../nbs/datasets/00_readers.ipynb #f4ddb7a6
 def read_jsonl(path:Path)->list: # One object a line; blank lines are skipped

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
-from ..core.runs import atomic_write,write_json
+from ..core.files import atomic_write,write_json
 
 # %% ../../nbs/engines/00_models.ipynb #5ca39d52
 def find_model(

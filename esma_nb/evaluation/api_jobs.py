@@ -16,7 +16,7 @@ from time import monotonic,perf_counter
 from fastcore.meta import delegates
 from ..metrics.matching import word_match
 from ..core.cli import command
-from ..core.runs import append_lines,read_json,read_lines,atomic_write,write_json
+from ..core.files import append_lines,read_json,read_lines,atomic_write,write_json
 from ..api.requests import api_key_from,cost,max_token_usage,parse_price
 from ..api.concurrency import gather_or_cancel
 from ..api.client import APIEngine

@@ -14,7 +14,8 @@ from dataclasses import asdict,dataclass
 from pathlib import Path
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,label,markdown_table
 from ..core.cli import command
-from ..core.runs import atomic_write,check_output_path,read_about,write_json
+from ..core.files import atomic_write,write_json
+from ..core.runs import check_output_path,read_about
 from ..core.redaction import distinct_names
 from .records import columns,format_value,load_records,record_files,run_folder
 from .protocol import lookup,matchers,rematch

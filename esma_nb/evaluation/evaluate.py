@@ -18,7 +18,8 @@ from typing import Callable
 from fastcore.meta import delegates
 from ..metrics.matching import word_match
 from ..core.cli import command
-from ..core.runs import append_lines,lock_run,open_run,read_lines,write_json
+from ..core.files import append_lines,read_lines,write_json
+from ..core.runs import lock_run,open_run
 from ..prompts.elicitation import Claim,claim_prompts
 from ..datasets.question_sets import default_grader
 from ..datasets.registry import load_rows

@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from ..core.cli import command
-from ..core.runs import append_lines,check_output_path,atomic_write
+from ..core.files import append_lines,atomic_write
+from ..core.runs import check_output_path
 from .records import load_records,record_files
 from .protocol import lookup,rematch
 

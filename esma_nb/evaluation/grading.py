@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from fastcore.meta import delegates
 from ..core.cli import command
-from ..core.runs import append_lines,atomic_write,read_json,read_lines
+from ..core.files import append_lines,atomic_write,read_json,read_lines
 from ..metrics.matching import word_match
 from ..api.judge import Judge,judge_prompt
 from ..signals.sampling import agree_by_grader,same_by_judge,same_words

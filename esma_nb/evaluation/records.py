@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ..metrics.scores import MetaScores,attempt_scores,grader_agreement
 from ..metrics.selective import selective_table
-from ..core.runs import read_lines
+from ..core.files import read_lines
 from ..prompts.elicitation import Claim
 from ..signals.elicit import probabilities,signals
 from ..signals.sampling import group_samples

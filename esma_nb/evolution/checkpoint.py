@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
-from ..core.runs import verify_manifest,sha256_json,read_json,write_manifest,atomic_write
+from ..core.files import read_json,atomic_write
+from ..core.manifests import verify_manifest,sha256_json,write_manifest
 from ..engines.models import fingerprint,load_model,quiet,stored_tensors,write_model
 from .noise import noises
 from .lowrank import lowrank_direction,lowrank_sum

@@ -14,7 +14,8 @@ from typing import Callable
 from ..prompts.elicitation import own_prompts
 from ..metrics.scores import metrics_table
 from ..rewards.rewards import get_reward,graded,own_reward
-from ..core.runs import lock_run,read_json
+from ..core.files import read_json
+from ..core.runs import lock_run
 from ..datasets.registry import load_rows,load_train_val
 from ..datasets.rows import sample_rows
 from ..engines.lora import lora_options

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning,mark
-from ..core.runs import append_lines,atomic_write,read_lines,write_json
+from ..core.files import append_lines,atomic_write,read_lines,write_json
 from ..evaluation.records import columns,load_records
 from ..evaluation.evaluate import evaluate_into,is_record_of
 

@@ -14,7 +14,9 @@ from typing import Callable
 from ..prompts.elicitation import claim_prompts
 from ..rewards.rewards import graded
 from ..core.cli import command
-from ..core.runs import describe_function,open_run,read_json
+from ..core.files import read_json
+from ..core.provenance import describe_function
+from ..core.runs import open_run
 from ..datasets.rows import describe,sample_rows
 from ..engines.encoding import encode
 from ..engines.vllm_model import prepare_environment,stop_vllm

@@ -15,7 +15,8 @@ from typing import Callable
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..metrics.scores import MetaScores
-from ..core.runs import append_lines,sha256_json,read_lines,atomic_write
+from ..core.files import append_lines,read_lines,atomic_write
+from ..core.manifests import sha256_json
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import Claim
 from ..evaluation.records import columns,load_records,scores

@@ -14,7 +14,8 @@ from ..evaluation.protocol import build_claim,resolve_protocol
 from ..evaluation.compare import forgetting_table
 from ..metrics.scores import MetaScores,format_metric,metrics_table
 from ..core.cli import make_parser
-from ..core.runs import atomic_write,read_about,read_json
+from ..core.files import atomic_write,read_json
+from ..core.runs import read_about
 from ..core.redaction import redact_args
 from ..datasets.question_sets import dataset_specs
 

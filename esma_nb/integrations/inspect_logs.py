@@ -10,7 +10,7 @@ __all__ = ['grade_values', 'sample_fields', 'outcome_from', 'read_signals', 'ope
 import json,zipfile,zlib
 from copy import copy
 from math import isfinite
-from ..core.runs import read_json
+from ..core.files import read_json
 from ..evaluation.records import Record,outcome_of
 from ..evaluation.protocol import lookup
 from .harness import logged_reply

@@ -15,7 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,main_metrics
-from ..core.runs import read_json,read_lines,sha256_file,write_json
+from ..core.files import read_json,read_lines,write_json
+from ..core.manifests import sha256_file
 from ..core.redaction import redact_args
 
 # %% ../../nbs/integrations/01_trackers.ipynb #13dcc63e

@@ -10,7 +10,7 @@ import json,shutil
 from collections import Counter
 from pathlib import Path
 import torch
-from ..core.runs import atomic_write,write_json
+from ..core.files import atomic_write,write_json
 from ..evolution.noise import parallel_map
 from .tensors import Weights,create_safetensors,open_weights,read_header,sha256_weights,weight_files,write
 from .deltas import Delta,iter_slices

@@ -9,7 +9,8 @@ __all__ = ['delta', 'element_bar', 'rank_range', 'parse_float', 'selection_from_
 # %% ../../nbs/patching/06_commands.ipynb #97ac5039
 from pathlib import Path
 from ..core.cli import command
-from ..core.runs import atomic_write,check_output_path
+from ..core.files import atomic_write
+from ..core.runs import check_output_path
 
 # %% ../../nbs/patching/06_commands.ipynb #7e08387f
 @command

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 import torch
-from ..core.runs import atomic_write
+from ..core.files import atomic_write
 from ..evolution.noise import parallel_map,slices
 from .tensors import Weights,dtypes,create_safetensors,read,read_header,sha256_weights,write
 

@@ -8,7 +8,7 @@ __all__ = ['at_iteration', 'replay_run']
 # %% ../../nbs/patching/00_replay.ipynb #b398afed
 from pathlib import Path
 from ..core.cli import command
-from ..core.runs import read_json,read_lines
+from ..core.files import read_json,read_lines
 
 # %% ../../nbs/patching/00_replay.ipynb #dcbb5dc5
 def at_iteration(

@@ -15,7 +15,8 @@ import numpy as np
 from fastcore.meta import delegates
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,corrected,label,flag_meaning
 from ..core.cli import command
-from ..core.runs import atomic_write,lock_run,open_run,write_json
+from ..core.files import atomic_write,write_json
+from ..core.runs import lock_run,open_run
 from ..datasets.registry import load_rows
 from ..datasets.rows import describe
 from ..prompts.elicitation import claim_prompts

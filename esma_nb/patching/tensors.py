@@ -15,7 +15,8 @@ from math import prod
 from pathlib import Path
 import numpy as np
 import torch
-from ..core.runs import read_json,sha256_file
+from ..core.files import read_json
+from ..core.manifests import sha256_file
 from ..engines.models import explain_load_error,find_model,load_model,save_model
 from ..evolution.noise import slices
 

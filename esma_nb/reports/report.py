@@ -19,7 +19,8 @@ from fastcore.docments import docments
 from ..metrics.intervals import wilson
 from ..metrics.scores import MetaScores,auroc_first,corrected,label,mark,table_notes,format_metric,all_metrics as fields
 from ..core.cli import command
-from ..core.runs import atomic_write,read_about,read_json,read_lines
+from ..core.files import atomic_write,read_json,read_lines
+from ..core.runs import read_about
 from ..core.redaction import distinct_names,redact_args,redact_value
 from ..datasets.rows import describe
 from ..evaluation.records import load_records,record_files

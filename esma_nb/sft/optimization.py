@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from ..core.runs import verify_manifest
+from ..core.manifests import verify_manifest
 from ..evolution.checkpoint import read_checkpoint,save_checkpoint
 
 # %% ../../nbs/sft/01_optimization.ipynb #9f001d73

@@ -10,7 +10,8 @@ from pathlib import Path
 from fastcore.meta import delegates
 from ..prompts.templates import language
 from ..core.cli import command
-from ..core.runs import open_run,read_json
+from ..core.files import read_json
+from ..core.runs import open_run
 from ..datasets.rows import describe
 from ..evaluation.protocol import training_protocol
 from ..integrations.hub import check_upload

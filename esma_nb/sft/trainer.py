@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from ..core.runs import append_lines,read_lines,atomic_write
+from ..core.files import append_lines,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
 from ..engines.models import fingerprint,pick_dtype,stored_tensors
