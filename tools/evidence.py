@@ -31,7 +31,7 @@ arms = { # Name: start, and the command from there
     'sft-meta': ('smollm2', 'sft_meta --dtype float32 --num_val_samples 240 --num_epochs 1 --learning_rate 2e-6 --model_save_interval 100'),
     'balanced': ('sft-meta-{seed}', f'train {es} --reward_type balanced'),
     'auroc-rademacher': ('smollm2', f'train {es} --reward_type auroc --noise rademacher')}
-secondary = dict(freebase_qa='--dataset freebase_qa --num_samples 500', mkqa_en='--dataset mkqa --num_samples 500', mkqa_es='--dataset mkqa --lang es --num_samples 500',
+other_settings = dict(freebase_qa='--dataset freebase_qa --num_samples 500', mkqa_en='--dataset mkqa --num_samples 500', mkqa_es='--dataset mkqa --lang es --num_samples 500',
     idk='--dataset trivia_qa --claim idk --num_samples 500', consistency='--dataset trivia_qa --num_samples 300 --signals consistency') # The last one for seed 1 only
 ways = {'esma': 'train', 'lowrank': 'train --perturbation lowrank', 'rademacher': 'train --noise rademacher',
     'momentum': 'train --optimizer momentum --alpha .0043', 'adam': 'train --optimizer adam --alpha .0048', 'sft-meta': 'sft_meta'}
@@ -48,10 +48,10 @@ def pool(out:Path, data:Path)->Path: # The questions of PLAN.md, with their word
 def evaluations(name:str, model:str, data:Path): # (name, command) of the three sets
     for s in sets: yield f'{name}-{s}',f'eval --model {model} --dtype float32 --dataset {s} --data_dir {data/s} --num_samples 1000'
 
-def secondary_evaluations(data:Path): # The same, of base and of all arms
+def other_evaluations(data:Path): # The same, of base and of all arms
     models = {'base': 'smollm2'} | {f'{arm}-{seed}': f'{arm}-{seed}/model' for arm in arms for seed in seeds}
     for run,model in models.items():
-        for name,options in secondary.items():
+        for name,options in other_settings.items():
             folder = data/options.split()[1]
             if name!='consistency' or run=='base' or run.endswith('-1'): yield f'{run}-{name}',f'eval --model {model} --dtype float32 {options} --data_dir {folder}'
 
@@ -67,7 +67,7 @@ def planned(out:Path, data:Path): # Names and commands, in the order of the plan
         for way,command in ways.items():
             often = f"--evaluate_interval {2 if command.startswith('train') else 64}"
             yield f'demo-{way}-{seed}',f'{command} --model demo --seed {seed} {often}'
-    yield from secondary_evaluations(data)
+    yield from other_evaluations(data)
 
 def run(out:str, hours:str='1e9', *names):
     out,end = Path(out).resolve(),time.time()+3600*float(hours)
