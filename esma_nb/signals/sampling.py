@@ -13,7 +13,7 @@ from itertools import permutations
 import numpy as np
 from ..metrics.normalization import normalized_words
 from ..metrics.matching import common_words,word_match
-from ..metrics.multiple_choice import choices_said,letter_said
+from ..metrics.multiple_choice import letter_said,parts_said,without_lead
 from ..metrics.numbers import numeric_match
 from .likelihood import entropy
 
@@ -58,7 +58,7 @@ def same_words(
 def same_letter(a:str, b:str)->bool: # 2 answers to a question with lettered options
     "Two answers choose the same letter; where neither chooses one, they have the same words."
     p,q = letter_said(a),letter_said(b)
-    return p==q if p or q else mutual()(choices_said(a)[0], choices_said(b)[0])
+    return p==q if p or q else mutual()(without_lead(parts_said(a)[0]), without_lead(parts_said(b)[0]))
 
 agree_by_grader = dict(numeric=lambda question: mutual(numeric_match), multiple_choice=lambda question: same_letter) # All others: `same_words`
 
