@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['MODEL_CHOICES', 'model_suffixes', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'check_architecture',
-           'read_weights', 'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'compute_dtype',
-           'inference_dtype', 'explain_load_error', 'quiet', 'remove_quantization_marks', 'save_model', 'write_model',
-           'unique_tensors', 'fingerprint', 'stored_tensors']
+           'read_weights', 'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'loaded_dtypes',
+           'compute_dtype', 'inference_dtype', 'explain_load_error', 'quiet', 'remove_quantization_marks',
+           'is_quantized', 'check_not_quantized', 'save_model', 'write_model', 'unique_tensors', 'fingerprint',
+           'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
-import json,os
+import json,os,re
 from contextlib import contextmanager
+from copy import deepcopy
 from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
@@ -65,7 +68,7 @@ def load_model(
     except Exception as e: # A damaged file can raise any of them
         raise ValueError(f"cannot load model {name!r}: {explain_load_error(e)}") from e
     check_weights(name, model, found)
-    model = remove_quantization_marks(model)
+    if 'gguf_file' in place or not is_quantized(model): model = remove_quantization_marks(model)
     return (model if mapped else model.to(device)).eval().requires_grad_(False), tokenizer
 
 # %% ../../nbs/engines/00_models.ipynb #13e4c1ad
@@ -113,9 +116,17 @@ def pick_dtype(dtype, device): # Part of `load_model`
     return known[dtype]
 
 def cast_parameters(model, dtype):
-    "Convert the parameters to `dtype` in place; buffers (rotary frequencies) keep their precision, as in `load_model`."
-    for p in model.parameters(): p.data = p.data.to(dtype)
+    "Convert a model that was loaded in float32, in place: each tensor gets the precision that `load_model` gives it with `dtype`."
+    dtypes = loaded_dtypes(model, dtype)
+    for n,p in chain(model.named_parameters(), model.named_buffers()):
+        if p.is_floating_point(): p.data = p.data.to(dtypes[n])
     return model
+
+def loaded_dtypes(model, dtype)->dict: # By name; rotary frequencies and some routers stay in float32
+    with quiet(), torch.device('meta'): skeleton = type(model)._from_config(deepcopy(model.config), dtype=dtype)
+    precise = model._keep_in_fp32_modules_strict or () if dtype==torch.bfloat16 else ()
+    return {n: torch.float32 if any(re.search(k, n) for k in precise) else p.dtype
+        for n,p in chain(skeleton.named_parameters(remove_duplicate=False), skeleton.named_buffers(remove_duplicate=False))}
 
 def compute_dtype(
     dtype:str, # `float32`, `bfloat16` or `auto`
@@ -153,10 +164,18 @@ def quiet():
         if was[2]: hf.enable_progress_bar()
 
 def remove_quantization_marks(model):
-    "Remove the quantization marks of a model that was read from a GGUF file, so that it can be saved."
+    "Remove the quantization marks of a model whose weights were dequantized, such as those of a GGUF file, so that it can be saved."
     for name in ('hf_quantizer', 'quantization_method', 'is_quantized'): model.__dict__.pop(name, None)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
     return model
+
+def is_quantized(model)->bool: # Are its weights numbers of a few bits with scales beside them (fp8, AWQ, bitsandbytes)?
+    quantizer = getattr(model, 'hf_quantizer', None)
+    return quantizer is not None and not getattr(quantizer.quantization_config, 'dequantize', False)
+
+def check_not_quantized(model): # Raises ValueError
+    "Refuse weights that cannot be read or written without their scales."
+    if is_quantized(model): raise ValueError("this model's weights are quantized: it can be evaluated, but not trained, patched or saved. Name the model from which it was quantized")
 
 # %% ../../nbs/engines/00_models.ipynb #efcc1a5d
 model_suffixes = '.safetensors','.json','.jinja','.model','.md','.txt' # Of the files of a model's folder, which are replaced
@@ -170,6 +189,7 @@ def save_model(
     "Write a folder that `AutoModelForCausalLM.from_pretrained` can load."
     folder = Path(os.path.expanduser(folder))
     if folder.is_file(): raise ValueError(f"{folder} is a file: name a folder")
+    check_not_quantized(model)
     there = [p for p in folder.iterdir() if p.name[0]!='.'] if folder.is_dir() else []
     other = [p.name for p in there if not (p.is_file() and p.suffix in model_suffixes and (folder/'config.json').exists())]
     if other: raise ValueError(f"{folder} holds other files than a model's ({other[0]}): name a new folder")

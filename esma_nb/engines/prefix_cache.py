@@ -171,6 +171,7 @@ def read(self:UnpaddedDecoder, group, ids): # The group, after `ids`
     token_ids,resumes = torch.cat([group['token_ids'], ids], 1),group['memory'] is not None
     new,kwargs = (ids, {self.memory: group['memory']}) if resumes else (token_ids, {})
     if self.memory=='past_key_values': kwargs |= self.positions(token_ids, new)
+    if 'logits_to_keep' in self.known: kwargs['logits_to_keep'] = 1
     if self.on_rows: self.on_rows(run_lengths(group['kinds']))
     out = self.model(input_ids=new, use_cache=bool(self.memory), **kwargs)
     memory = getattr(out, self.memory, None) if self.memory else None

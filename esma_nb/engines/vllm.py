@@ -76,7 +76,7 @@ def vllm_engine(
     def decoding(p, row):
         if p.temperature is not None: how = dict(temperature=p.temperature, seed=row_seed(p.seed, row))
         else: how = options(row) if options else dict(temperature=0.)
-        return dict(how, stop_token_ids=ends)
+        return dict(how, stop_token_ids=ends, ignore_eos=True) # These, and not the tokenizer's, as in `hf_engine`
     needs_adapters = llm.llm_engine.vllm_config.lora_config is not None
     def generate(prompts, adapters=None):
         if needs_adapters and not adapters: raise ValueError('vLLM was started for adapters: generate with lora_engine')

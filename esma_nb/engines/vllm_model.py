@@ -43,7 +43,7 @@ def check_vllm(
     text,refused = config.get_text_config(),f"vLLM cannot run {name} here:"
     heads,experts = getattr(text, 'num_attention_heads', 0),[k for k in ('num_experts', 'num_local_experts', 'n_routed_experts') if getattr(text, k, None)]
     if writable and getattr(config, 'quantization_config', None): raise ValueError(f"{refused} its weights are quantized, and a member is written "
-        "in full precision: name a model that is not quantized, or use --engine hf")
+        "in full precision: name a model that is not quantized")
     if writable and experts: raise ValueError(f"{refused} it is a mixture of experts, whose fused tensors cannot be written one by one: use --engine hf")
     if tensor_parallel_size>1 and (not heads or heads%tensor_parallel_size): raise ValueError(f"{refused} its {heads} attention heads cannot be divided by "
         f"--tensor_parallel_size {tensor_parallel_size}: choose {', '.join(str(k) for k in range(1, max(heads, 1)+1) if heads%k==0)}")

@@ -129,7 +129,7 @@ def prune_checkpoints(
     iteration:int, # Of the one that was just saved: later ones belong to a state that could not be resumed
 ):
     "Remove old checkpoints, and those that are ahead of the run."
-    every = sorted(checkpoints.glob('iter*')) if keep else []
+    every = sorted(p for p in checkpoints.glob('iter*') if p.name[4:].isdecimal()) if keep else [] # Not a user's copy
     late = [p for p in every if int(p.name[4:])>iteration]
     for old in late + every[:len(every)-len(late)][:-keep]: shutil.rmtree(old)
 
@@ -152,6 +152,7 @@ def resume_weights(
     journal:list, # Its lines
     log, # Called with a line for each checkpoint that cannot be used
     sharded=None, # A `ShardedUpdate`, where the processes divide the tensors
+    group=None, # A `ProcessGroup`, whose processes must find the same checkpoint
 )->int: # Iteration of the checkpoint that was loaded; 0: the base model
     "Start from the newest intact checkpoint, or from the base model, and replay the rest of the journal."
     start = 0
@@ -164,7 +165,7 @@ def resume_weights(
             start = facts['iteration']
             break
         except (ValueError, SafetensorError) as e: log(f"{e}: going back to an earlier state")
-    if sharded and len(set(sharded.group.all_gather([start])))>1: raise ValueError(f"the processes read different checkpoints in {checkpoints}: all of them need the same folder")
+    if group and len(set(group.all_gather([start])))>1: raise ValueError(f"the processes read different checkpoints in {checkpoints}: all of them need the same folder")
     replay(master, journal[start:], sharded)
     return start
 
@@ -178,8 +179,9 @@ def check_interrupt(stop:list, group, *_): # `stop` is from `defer_interrupts`
 
 def sync_interrupt(stop:list, group):
     "Called between iterations: stop all processes if an interrupt was requested in any of them."
-    stop[:] = group.all_gather(list(stop))
-    if stop: raise StopRequested
+    if group.all_gather(list(stop)):
+        stop[:] = [True]
+        raise StopRequested
 
 @contextmanager
 def defer_interrupts():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
 import torch
+from .noise import threads
 from .optimizers import scheduled
 from .es import sample_population,shapings
 from .distributed import ProcessGroup
@@ -70,15 +71,15 @@ def evaluate_parallel(
         with lock: return next(waiting, None)
     def work(replica):
         nonlocal waiting
-        torch.set_num_threads(max(1, cores//len(replicas)))
-        try: return evaluate_members(replica[0], members, iter(next_item, None), sigma, replica[1], check_interrupt)
+        try:
+            with threads(max(1, cores//len(replicas)), cores): return evaluate_members(replica[0], members, iter(next_item, None), sigma, replica[1], check_interrupt)
         except BaseException:
             waiting = iter(()) # The others finish the item that they are at
             raise
     if len(replicas)==1: return evaluate_members(replicas[0][0], members, items, sigma, replicas[0][1], check_interrupt)
     with restoring(*(m for m,_ in replicas)):
         try:
-            with ThreadPoolExecutor(len(replicas)) as threads: return [pair for part in threads.map(work, replicas) for pair in part]
+            with ThreadPoolExecutor(len(replicas)) as executor: return [pair for part in executor.map(work, replicas) for pair in part]
         finally: torch.set_num_threads(cores)
 
 # %% ../../nbs/evolution/05_population.ipynb #b8291522

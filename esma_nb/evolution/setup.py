@@ -32,7 +32,7 @@ def resolve(
     args:dict, # Arguments of `train`; None stands for the recipe's value
     recipes:dict, # Values by argument, for `demo` and for `paper`
 )->dict: # The same with the recipe's values in place of None
-    "Fill in defaults: the embedded model has its own recipe, all others use the paper's."
+    "Fill in defaults: the embedded model on its own questions has its own recipe, everything else uses the paper's."
     recipe = recipes['demo' if args['model']=='demo' and args['dataset'] in (None, 'demo') else 'paper']
     return {k: recipe[k] if v is None and k in recipe else v for k,v in args.items()}
 
@@ -75,6 +75,10 @@ def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first
         (not a['sigma']>0, f"sigma is {a['sigma']}: members must differ from the master weights, so give a number above 0"),
         (not a['alpha']>0, f"alpha is {a['alpha']}: the step size must be above 0"),
         (a['noise']!='gaussian' and a['perturbation']=='lowrank', "--noise rademacher is for --perturbation full: a low-rank direction is a product of normal numbers"),
+        *((a[name]!=default and not used, f"--{name} {a[name]} has no effect here: it is for {what}") for name,default,used,what in (
+            ('momentum', .9, a['optimizer']!='sgd', '--optimizer momentum or adam'), ('rank', 4, a['perturbation']=='lowrank', '--perturbation lowrank'),
+            ('parallel_members', 0, a['perturbation']=='full' and a['engine']=='hf', '--perturbation full and --engine hf'),
+            ('enforce_eager', False, a['engine']=='vllm', '--engine vllm'), ('gpu_memory_utilization', .9, a['engine']=='vllm', '--engine vllm'))),
         (a['claim']=='idk' and a['reward_type'] in graded,
             f"reward {a['reward_type']} needs log-odds, and the claim idk has none: use another claim, or a reward such as balanced"),
         (a['metric_for_best_model'] not in metrics_for_best_model,

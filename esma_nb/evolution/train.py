@@ -36,9 +36,10 @@ may_change = ('num_iterations', 'parallel_members', 'batch_size', 'evaluate_inte
     'noise_cache_gb', 'device', 'gpu_memory_utilization', 'update', 'early_stopping_patience', 'max_hours', 'log_with', 'push_to_hub')
 
 def changeable(args:dict)->tuple: # Names of arguments that may differ when a run is resumed
-    "In float32, with greedy decoding, every engine gives the same replies, so a run whose reward does not read log-odds may go on with another one."
+    "Not `num_iterations` with a schedule. In float32, with greedy decoding, every engine gives the same replies, so a run whose reward does not read log-odds may go on with another one."
     is_same = args['dtype']=='float32' and resolve_protocol(args['preset'])['decoding']=='greedy' and args['reward_type'] not in graded and not args['reward']
-    return may_change + (('engine', 'tensor_parallel_size', 'enforce_eager') if is_same else ())
+    by_schedule = ('num_iterations',)*(args['alpha_schedule']!='constant' or args['sigma_schedule']!='constant') # All steps so far would have been others
+    return tuple(k for k in may_change if k not in by_schedule) + (('engine', 'tensor_parallel_size', 'enforce_eager') if is_same else ())
 
 def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on two questions, and only then create its folder; `task` is from `claim_and_reward`."

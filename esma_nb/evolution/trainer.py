@@ -158,9 +158,9 @@ def resume(self:ESTrainer):
         kept = [m for m in read_lines(self.out/'metrics.jsonl') if m['iteration']<=self.done]
         with atomic_write(self.out/'metrics.jsonl') as draft: append_lines(draft, kept)
         if self.done: self.log(f"going on after iteration {self.done}")
-    earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl')}
+    earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl') if p.stem[4:].isdecimal()}
     self.measured |= {t: self.scored(load_records(p)) for t,p in earlier.items() if t<=self.done}
-    self.loaded = resume_weights(self.master, self.out/'checkpoints', self.journal, self.log, self.sharded)
+    self.loaded = resume_weights(self.master, self.out/'checkpoints', self.journal, self.log, self.sharded, self.group)
     self.digest = None
 
 # %% ../../nbs/evolution/09_trainer.ipynb #7e981f05

@@ -24,9 +24,9 @@ def answer_examples(
     return pairs
 
 def claim_examples(claim, lang:str='en'): # As `answer_examples`
-    "Train on Yes where the model's answer is correct and on No where it is not (SFT-meta of the paper)."
+    "Train on Yes where the model's answer is correct and on No where it is not (SFT-meta of the paper), and not at all where that is unknown."
     yes,no = yes_no_words(lang)
-    def pairs(row, correct): return [(claim.extra(row['question']), yes if correct else no)]
+    def pairs(row, correct): return [] if correct is None else [(claim.extra(row['question']), yes if correct else no)]
     return pairs
 
 def answer_and_claim_examples(claim, lang:str='en'): # As `answer_examples`
@@ -48,7 +48,7 @@ def label_correctness(
     group, # Divides the rows among its processes
     batch_size:int=128, # Questions per batch
     check_interrupt=lambda done: None, # Called before each batch; may raise to stop here
-)->dict: # From question_id to True or False
+)->dict: # From question_id to True or False, or None where there was no answer to grade, as after reasoning without an end
     "Let the model answer, and return which of its answers are correct; what an interrupted call answered is not asked again."
     direct_only = replace(claim, extra=None, read=lambda direct,extra: None, evidence=lambda direct,extra: None)
     part = path.with_name(f'.{path.stem}.{group.rank}of{group.world_size}.jsonl')

@@ -70,7 +70,8 @@ def optimizer_step(
     group, # Divides the examples among its processes
     autocast=nullcontext, # Makes a context for the forward pass, such as autocast to bfloat16
 )->dict: # `loss` per token in nats, `grad_norm` before clipping, `tokens` in the loss
-    "Take one optimizer step on a batch of examples."
+    "Take one optimizer step on a batch of examples; none without examples."
+    if not examples: return dict(loss=0., grad_norm=0., tokens=0)
     total,own = loss_tokens(examples),examples[group.rank::group.world_size]
     optimizer.zero_grad()
     with autocast(): loss = completion_loss(model, own)/total if own else 0*next(model.parameters()).sum()

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from ..core.files import append_lines,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
-from ..engines.models import fingerprint,pick_dtype,stored_tensors
+from ..engines.models import check_not_quantized,fingerprint,pick_dtype,stored_tensors
 from ..engines.hf import hf_engine
 from ..evaluation.records import scores
 from ..evaluation.protocol import graders,training_protocol
@@ -49,6 +49,7 @@ class SFTTrainer:
         options = {k: a[k] for k in ('lang', 'max_new_tokens', 'chat')}
         self.claim,self.eval_claim = get_claim('meta', **options),get_claim('meta', **options, meta_chat=a['meta_chat'])
         self.match,self.pairs = graders[training_protocol(a)['matcher']],self.make_examples(self.claim, a['lang'])
+        check_not_quantized(self.model)
         self.model.requires_grad_(True)
         options = dict(lr=a['learning_rate'], weight_decay=a['weight_decay'])
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
@@ -76,7 +77,7 @@ def batch(self:SFTTrainer, t:int)->list: # Rows
     return [self.rows[i] for i in batch_indices(t, len(self.rows), self.args['batch_size'], self.args['seed'])]
 
 @patch
-def correct(self:SFTTrainer, t:int)->dict: # From question_id to a bool; empty where the examples need no labels
+def correct(self:SFTTrainer, t:int)->dict: # From question_id to a bool, or None where the answer could not be read; empty where the examples need no labels
     "Whether the model answered the questions of iteration `t` correctly when the labels were last renewed."
     every = self.args['label_interval']
     if every is None: return {}
@@ -87,6 +88,7 @@ def correct(self:SFTTrainer, t:int)->dict: # From question_id to a bool; empty w
         rows,began = list({r['question_id']: r for r in upcoming}.values()),perf_counter()
         options = self.match,self.group,self.args['eval_batch_size'],partial(check_interrupt, self.stop, self.group)
         correct = label_correctness(self.out/f'labels-iter{start:06d}.jsonl', self.generate, rows, self.claim, *options)
+        if lost := sum(c is None for c in correct.values()): self.log(f"{lost} of {len(correct)} questions get no label and are left out: their replies hold no answer, only reasoning")
         self.labels = {'iteration': start, 'right': correct, 'seconds': perf_counter()-began}
         if self.group.is_main: append_lines(self.out/'labels.jsonl', [self.labels])
     return self.labels['right']
@@ -113,7 +115,7 @@ def flush(self:SFTTrainer):
     "Write one line for the steps since the last one: means of `loss` and `grad_norm`, sums of `tokens` and `seconds`."
     if not self.lines: return
     total = {k: sum(m[k] for m in self.lines) for k in ('loss', 'grad_norm', 'tokens', 'seconds')}
-    means = {k: total[k]/len(self.lines) for k in ('loss', 'grad_norm')}
+    means = {k: total[k]/max(1, sum(m['tokens']>0 for m in self.lines)) for k in ('loss', 'grad_norm')} # Of the steps that were taken
     line = self.lines[-1] | total | means
     if self.group.is_main: append_lines(self.out/'metrics.jsonl', [line])
     self.experiment_tracker.log(line, line['iteration'])
@@ -142,7 +144,7 @@ def resume(self:SFTTrainer):
     if self.group.is_main: self.delete_later_lines()
     self.group.barrier()
     self.labels = self.group.broadcast((read_lines(self.out/'labels.jsonl') or [{}])[-1])
-    for path in (self.out/'learned'/'records').glob('iter*.jsonl'): self.evaluate_heldout(int(path.stem[4:]))
+    for path in (self.out/'learned'/'records').glob('iter*[0-9].jsonl'): self.evaluate_heldout(int(path.stem[4:]))
     if self.global_step: self.log(f"going on after iteration {self.global_step}")
 
 @patch
