@@ -117,7 +117,8 @@ def worth_of_training(
     if len(pairs)<10: return {}
     before,after = map(list, zip(*pairs))
     matched = differences(columns(as_many_yes(before, after)), columns(after))['d_prime_loglinear']
-    fitted = difference('balanced_accuracy', *(influences(columns(r))['balanced_accuracy'] for r in (with_threshold(before), after)))
+    readable = [(a, b) for a,b in zip(with_threshold(before), after) if b.yes is not None] # The same questions for both
+    fitted = difference('balanced_accuracy', *(influences(columns(r))['balanced_accuracy'] for r in zip(*readable)))
     return {name: replace(d, n=len(pairs)) for name,d in dict(as_many_yes=matched, fitted=fitted).items()}
 
 def worth_verdict(

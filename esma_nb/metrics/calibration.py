@@ -64,7 +64,7 @@ def ranking_metrics(w)->dict: # From weights `(..., 2, levels)`; NaN where not d
     last,errors = mass.cumsum(-1),wrong.cumsum(-1)-wrong
     before = last-mass
     with np.errstate(invalid='ignore', divide='ignore'):
-        risk = wrong + (errors - before*wrong/mass) * (harmonic_number(last)-harmonic_number(before))
+        risk = wrong + (errors - before*wrong/np.where(mass>0, mass, 1)) * (harmonic_number(last)-harmonic_number(before))
         return dict(auroc=(above+ties/2)/pairs, gamma=(2*above+ties-pairs)/(pairs-ties), aurc=risk.sum(-1)/mass.sum(-1))
 
 # %% ../../nbs/metrics/03_calibration.ipynb #596422aa

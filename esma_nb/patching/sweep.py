@@ -39,6 +39,7 @@ def sweep_points(
     unknown,out_of_range = set(rules)-{'top', 'bottom', 'random'},[p for p in percents if not 0<=p<=100]
     if unknown: raise ValueError(f"no rule {', '.join(sorted(unknown))}: choose from top, bottom and random")
     if out_of_range: raise ValueError(f"{out_of_range[0]:g} is no percentage: give numbers from 0 to 100")
+    if seeds and min(seeds)<0: raise ValueError(f"seed {min(seeds)} is negative: give whole numbers from 0")
     points = dict(before=('base', 0, None), after=('tuned', 100, None))
     for p in sorted(set(percents)-{0, 100}):
         for rule in rules:
@@ -95,7 +96,7 @@ fields = 'alignment d_prime_type2 d_prime_loglinear auroc accuracy yes_rate'.spl
 
 def finished_points(records:Path, total:int)->dict: # As from `sweep_points`; `total` is the number of records of a finished point
     "The points of earlier commands in the same folder, with other percentages, rules or seeds."
-    names = {p.stem: re.fullmatch(r'(top|bottom|random)-(.+?)(?:-(\d+))?', p.stem) for p in sorted(records.glob('*.jsonl'))}
+    names = {p.stem: re.fullmatch(r'(top|bottom|random)-([\d.]+(?:e-\d+)?)(?:-(\d+))?', p.stem) for p in sorted(records.glob('*.jsonl'))}
     return {name: (m[1], float(m[2]), m[3] and int(m[3])) for name,m in names.items() if m and len(load_records(records/f'{name}.jsonl'))==total}
 
 def score_row(s)->dict: # Scores as a row of sweep.csv

@@ -55,6 +55,7 @@ def tracking(
     noise = k*(1-k)/max(1, count_samples(k)-1)/k.var()
     if noise.mean()>.8: return Tracking(len(rows), None, None, None, None, f'{noise.mean():.0%} of the variance of the consistency is sampling error: take more samples')
     if min(fewest)<2 or np.linalg.matrix_rank(x)<3: return Tracking(len(rows), None, None, None, None, 'needs 2 right and 2 wrong answers, and a consistency that varies apart from them')
+    if 1-noise.mean()-np.corrcoef(c, k)[0,1]**2 <= .05: return Tracking(len(rows), None, None, None, None, 'without its sampling error the consistency hardly varies apart from being right: take more samples')
     w,cov = regress(x, normal_scores(y), noise)
     half = NormalDist().inv_cdf(.975)*np.diag(cov)**.5
     (a,b),(ci_a,ci_b) = w[:2].tolist(),[[float(v-h), float(v+h)] for v,h in zip(w[:2], half)]
