@@ -12,14 +12,14 @@ import gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
 def run(out, *words):
-    said = subprocess.run([sys.executable, ROOT/'tools'/'gpu.py', out/'out', '--toy', '--device', 'cpu', '--work', out/'work', *words], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run([sys.executable, ROOT/'tools'/'gpu.py', out/'out', '--toy', '--device', 'cpu', '--work', out/'work', '--minutes', '120', *words], check=True, capture_output=True, text=True).stdout
     return json.loads((out/'out'/'results.json').read_text()),said
 
 @pytest.fixture(scope='module')
 def there(tmp_path_factory): return tmp_path_factory.mktemp('gpu')
 
 def test_every_stage_leaves_its_numbers(there):
-    found,_ = run(there, '--minutes', '9')
+    found,_ = run(there)
     print({s: (found[s]['outcome'], found[s]['seconds']) for s in gpu.stages})
     assert {found[s]['outcome'] for s in gpu.stages}=={'done'}
     result = {s: found[s]['result'] for s in gpu.stages}
