@@ -77,8 +77,7 @@ def mistakes(args)->list: # A `(is it wrong?, message)` for each rule; the first
         (a['noise']!='gaussian' and a['perturbation']=='lowrank', "--noise rademacher is for --perturbation full: a low-rank direction is a product of normal numbers"),
         *((a[name]!=default and not used, f"--{name} {a[name]} has no effect here: it is for {what}") for name,default,used,what in (
             ('momentum', .9, a['optimizer']!='sgd', '--optimizer momentum or adam'), ('rank', 4, a['perturbation']=='lowrank', '--perturbation lowrank'),
-            ('parallel_members', 0, a['perturbation']=='full' and a['engine']=='hf', '--perturbation full and --engine hf'),
-            ('enforce_eager', False, a['engine']=='vllm', '--engine vllm'), ('gpu_memory_utilization', .9, a['engine']=='vllm', '--engine vllm'))),
+            ('parallel_members', 0, a['perturbation']=='full' and a['engine']=='hf', '--perturbation full and --engine hf'))),
         (a['claim']=='idk' and a['reward_type'] in graded,
             f"reward {a['reward_type']} needs log-odds, and the claim idk has none: use another claim, or a reward such as balanced"),
         (a['metric_for_best_model'] not in metrics_for_best_model,
