@@ -179,8 +179,8 @@ def check_interrupt(stop:list, group, *_): # `stop` is from `defer_interrupts`
 
 def sync_interrupt(stop:list, group):
     "Called between iterations: stop all processes if an interrupt was requested in any of them."
-    if group.all_gather(list(stop)):
-        stop[:] = [True]
+    if found := group.all_gather(list(stop)): # What is noted meanwhile stays for the next call
+        stop[:] = found
         raise StopRequested
 
 @contextmanager
