@@ -31,7 +31,7 @@ def same_run(a, b):
 
 def vllm(*more): return ['--engine', 'vllm', '--enforce_eager', *SMALL, *more]
 
-@pytest.mark.parametrize('page', ['07_vllm_model', '08_vllm', '09_lora'])
+@pytest.mark.parametrize('page', ['08_vllm_model', '09_vllm', '10_lora'])
 def test_the_pages(page):
     from nbdev.test import test_nb as run_nb
     ok,_ = run_nb(ROOT/'nbs'/'engines'/f'{page}.ipynb', skip_flags=['slow', 'gpu', 'net'], force_flags=['vllm'], basepath=ROOT)

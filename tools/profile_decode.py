@@ -18,7 +18,7 @@ from esma_nb.core.files import write_json
 from esma_nb.datasets.registry import load_rows
 from esma_nb.engines import llama,prepack
 from esma_nb.engines.encoding import encode
-from esma_nb.engines.hf import greedy
+from esma_nb.engines.sampling import greedy
 from esma_nb.engines.models import cast_parameters,load_model
 from esma_nb.engines.prefix_cache import common_prefix
 from esma_nb.metrics.scores import markdown_table

@@ -117,6 +117,7 @@ def pick_dtype(dtype, device): # Part of `load_model`
 
 def cast_parameters(model, dtype):
     "Convert a model that was loaded in float32, in place: each tensor gets the precision that `load_model` gives it with `dtype`."
+    if dtype==torch.float32: return model
     dtypes = loaded_dtypes(model, dtype)
     for n,p in chain(model.named_parameters(), model.named_buffers()):
         if p.is_floating_point(): p.data = p.data.to(dtypes[n])
@@ -175,7 +176,7 @@ def is_quantized(model)->bool: # Are its weights numbers of a few bits with scal
 
 def check_not_quantized(model): # Raises ValueError
     "Refuse weights that cannot be read or written without their scales."
-    if is_quantized(model): raise ValueError("this model's weights are quantized: it can be evaluated, but not trained, patched or saved. Name the model from which it was quantized")
+    if is_quantized(model): raise ValueError("this model's weights are quantized: it can be evaluated, but not trained or saved. Name the model from which it was quantized")
 
 # %% ../../nbs/engines/00_models.ipynb #efcc1a5d
 model_suffixes = '.safetensors','.json','.jinja','.model','.md','.txt' # Of the files of a model's folder, which are replaced

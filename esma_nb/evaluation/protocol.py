@@ -93,9 +93,10 @@ def token_sampler(
     engine:str='hf', # hf or vllm
 ): # For `hf_engine`: from logits to one token a row; for `vllm_engine`: from a row's tokens to sampling options, or None
     "The decoding of the protocol."
-    from esma_nb.engines.hf import greedy,sampling_from_config
+    from esma_nb.engines.sampling import greedy,own_sampling,sampling_from_config
     from esma_nb.engines.vllm import sampling_options
     is_own = protocol['decoding']=='own'
+    if is_own: own_sampling(model) # Refused here, and not at the first prompt
     if engine=='vllm': return partial(sampling_options, model, seed) if is_own else None
     return sampling_from_config(model, seed) if is_own else greedy
 

@@ -117,9 +117,10 @@ def worth_of_training(
     if len(pairs)<10: return {}
     before,after = map(list, zip(*pairs))
     matched = differences(columns(as_many_yes(before, after)), columns(after))['d_prime_loglinear']
-    readable = [(a, b) for a,b in zip(with_threshold(before), after) if b.yes is not None] # The same questions for both
-    fitted = difference('balanced_accuracy', *(influences(columns(r))['balanced_accuracy'] for r in zip(*readable)))
-    return {name: replace(d, n=len(pairs)) for name,d in dict(as_many_yes=matched, fitted=fitted).items()}
+    readable = [b.yes is not None for b in after] # The same questions for both
+    both = [[r for r,can in zip(some, readable) if can] for some in (with_threshold(before), after)]
+    fitted = difference('balanced_accuracy', *(influences(columns(some))['balanced_accuracy'] for some in both))
+    return dict(as_many_yes=replace(matched, n=len(pairs)), fitted=replace(fitted, n=sum(readable)))
 
 def worth_verdict(
     worth:dict, # From `worth_of_training`, not empty

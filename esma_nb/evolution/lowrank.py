@@ -12,7 +12,8 @@ from torch import nn
 from fastcore.basics import patch
 from ..engines.prepack import Packed,PackedLinear
 from ..engines.llama import decoder_for
-from ..engines.hf import complete_batch,adaptive_batches,greedy,prefix_kind,cached_encoder,decoding,decoding_of
+from ..engines.hf import complete_batch,adaptive_batches,prefix_kind,cached_encoder,decoding,decoding_of
+from ..engines.sampling import greedy
 from .noise import direction,parallel_map
 
 # %% ../../nbs/evolution/01_lowrank.ipynb #69d93b33

@@ -55,7 +55,7 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here
-    if group.broadcast(is_finished(out, args)): return log('this run is finished: raise --num_iterations to go on, or name another --output_dir')
+    if group.broadcast(is_finished(out, args)): return log(f"this run is finished: {'raise --num_iterations to go on, or '*('num_iterations' in changeable(args))}name another --output_dir")
     llm = start_engine(args, group) if args['engine']=='vllm' else None
     run = ESTrainer(args, out, *load(args, group), rows, eval_rows, *task, group, log, also=also, llm=llm)
     encode(run.tokenizer, claim_prompts(run.claim, rows[0]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['introductions', 'choice_lead', 'conclusions', 'conclusion', 'boxed', 'stated_letter', 'small_letter', 'parts_said',
-           'without_lead', 'letter_said', 'plain', 'is_negative', 'multiple_choice_match']
+           'without_lead', 'letter_said', 'letter_among', 'plain', 'is_negative', 'multiple_choice_match']
 
 # %% ../../nbs/metrics/08_multiple_choice.ipynb #1b0d1548
 import re
@@ -43,7 +43,10 @@ def without_lead(text:str)->str: return first_line(choice_lead.sub('', text)) or
 
 def letter_said(reply:str)->str: # None where it chooses no letter
     "The letter of the option that `reply` chooses; a small letter counts alone, and before a bracket."
-    for said in map(without_lead, parts_said(reply)):
+    return letter_among(map(without_lead, parts_said(reply)))
+
+def letter_among(texts)->str: # The first that one of them states
+    for said in texts:
         if small := small_letter.match(said): return (small[1] or small[2]).upper()
         if stated := stated_letter.match(said): return stated[1]
 
@@ -58,8 +61,9 @@ def multiple_choice_match(
     "Whether `reply` gives the letter of the right option, or its whole text and no other letter."
     letter,texts = (answers[0],answers[1:]) if answers and re.fullmatch('[A-Z]', answers[0]) else (None,answers)
     parts = parts_said(reply)
-    said = [*map(without_lead, parts), *map(first_line, parts), first_line(reply)]
+    leads = [*map(without_lead, parts)]
+    said = [*leads, *map(first_line, parts), first_line(reply)]
     if any(plain(s)==plain(t) for s in said for t in texts if len(t)>1): return True # An option such as `(i) and (ii)` has letters of its own
-    if letter and (chosen := letter_said(reply)): return chosen==letter
+    if letter and (chosen := letter_among(leads)): return chosen==letter
     if letter: said = [re.sub(rf'^\W*{letter}\b', '', s) for s in said] + said # `B Lima` and `B (Lima)`
     return any(exact_match(s, [t]) and is_negative(s)==is_negative(t) for s in said for t in texts)

@@ -147,14 +147,14 @@ training_panels = {'Reward': ['reward_mean'], 'Loss': ['loss'], 'Accuracy': ['ac
 def training(run:Run, i:int=1)->list: # `Picture`s
     "Training curves of a run."
     held = {int(k[4:]) if k[:4]=='iter' else 0: s.scores for k,s in run.sets.items()}
-    def values(name): return [x for x in ([l.get(name) for l in run.lines] or []) + [getattr(s, name, None) for s in held.values()] if x is not None]
+    def measured(name): return [x for _,s in sorted(held.items()) if (x := getattr(s, name, None)) is not None]
+    def rewarded(name): return [l[name] for l in run.lines if l.get(name) is not None]
     def alt(name): # Held-out measurements where there are 2, and never one of each kind
-        measured = [x for _,s in sorted(held.items()) if (x := getattr(s, name, None)) is not None]
-        what,shown = ('held-out', measured) if len(measured)>1 else ('training', [l[name] for l in run.lines if l.get(name) is not None] or measured)
+        what,shown = ('held-out', measured(name)) if len(measured(name))>1 else ('training', rewarded(name) or measured(name))
         return f"on {what} questions over {run.lines[-1]['iteration']} iterations, from {shown[0]:.3g} to {shown[-1]:.3g}"
     def panel(title, names):
         return picture(learning, run.lines, names, held, title=title, alt=alt(names[0]), name=f'training_{i}_{names[0]}', size=(3.8, 2.2))
-    return [panel(title, names) for title,names in training_panels.items() if values(names[0])] if run.lines else []
+    return [panel(title, names) for title,names in training_panels.items() if rewarded(names[0]) or measured(names[0])] if run.lines else []
 
 # %% ../../nbs/reports/01_report.ipynb #87ca562e
 headline_scores = dict(accuracy='Right answers', yes_rate='Says yes', d_prime_loglinear='d′ (log-linear)', auroc='AUROC')
