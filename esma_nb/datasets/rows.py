@@ -97,6 +97,7 @@ def resolve_choice(
 )->str: # The text of that choice
     "The text of the choice that `answer` identifies; an ambiguous answer is refused."
     said,texts = str(answer).strip(),list(choices.values())
+    if re.fullmatch(r'\d+\.0', said) and said not in texts: said = said[:-2] # A column of integers with gaps, as pandas writes it
     is_index = re.fullmatch(r'\d+', said) and not any(label.isdigit() for label in choices) and int(said)<len(texts)
     meant = {texts[int(said)]} if is_index else set()
     if isinstance(answer, str) or not is_index: # A number that is no string is an index only

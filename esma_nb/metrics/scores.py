@@ -169,7 +169,7 @@ def auroc_first(rows)->list: # Where a d′ is marked, the AUROC stands above it
 
 def markdown_table(lines:list)->str: # Markdown, with columns aligned for a terminal
     "Rows of strings as a table; the first row is the head."
-    lines = [[x.replace('|', r'\|') for x in line] for line in lines]
+    lines = [[x.replace('|', r'\|').replace('\n', ' ') for x in line] for line in lines]
     width = [max(map(len, column)) for column in zip(*lines)]
     lines = ['| ' + ' | '.join(x.ljust(w) for x,w in zip(line, width)) + ' |' for line in lines]
     return '\n'.join([lines[0], '|' + '|'.join('-'*(w+2) for w in width) + '|', *lines[1:]])
