@@ -87,9 +87,10 @@ def auroc_influence(right, odds)->tuple: # `odds` has NaN for unknown
     area = beaten.mean()
     pull[win],pull[lose] = (beaten-area)/m,(1-beats-area)/n
     few = min(m, n)
+    pull *= (few/max(few-1, 1))**.5 # Of the influences, and not of the variance alone: what 2 runs share has to cancel
     rare = loglinear(area*few, few)
     floor = rare*(1-rare)/(few+1) if area in (0, 1) or few<2 else 0
-    return area,pull,max(pull@pull * few/max(few-1, 1), floor)
+    return area,pull,max(pull@pull, floor)
 
 # %% ../../nbs/evaluation/04_paired.ipynb #a700d47a
 def balanced_influence(right, said)->tuple: # The mean of the share of Yes on right answers and the share of No on wrong ones

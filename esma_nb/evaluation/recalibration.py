@@ -112,7 +112,7 @@ def worth_of_training(
     first:list, # `Record`s of the model before training
     last:list, # Of the trained model, over the same questions in the same order; none failed
 )->dict: # A `Difference`, the trained model's claims minus those of a threshold: `as_many_yes`, of log-linear d′, and `fitted`, of balanced accuracy; empty without log-odds in `first`
-    "Compare the trained model's claims with 2 thresholds on the log-odds of the model before, on the questions that have them, and the fitted one where the trained claim can be read."
+    "Compare the trained model's claims with 2 thresholds on the log-odds of the model before, on the questions that have them and where the trained claim can be read."
     pairs = [(a, b) for a,b in zip(first, last, strict=True) if a.log_odds is not None]
     if len(pairs)<10: return {}
     before,after = map(list, zip(*pairs))
@@ -120,7 +120,7 @@ def worth_of_training(
     readable = [b.yes is not None for b in after] # The same questions for both
     both = [[r for r,can in zip(some, readable) if can] for some in (with_threshold(before), after)]
     fitted = difference('balanced_accuracy', *(influences(columns(some))['balanced_accuracy'] for some in both))
-    return dict(as_many_yes=replace(matched, n=len(pairs)), fitted=replace(fitted, n=sum(readable)))
+    return {k: replace(d, n=sum(readable)) for k,d in dict(as_many_yes=matched, fitted=fitted).items()}
 
 def worth_verdict(
     worth:dict, # From `worth_of_training`, not empty

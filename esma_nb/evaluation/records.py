@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass,fields,replace
 from math import isfinite
 from pathlib import Path
-import numpy as np
+from ..metrics.calibration import logistic
 from ..metrics.scores import MetaScores,attempt_scores,grader_agreement
 from ..metrics.selective import selective_table
 from ..core.files import read_lines
@@ -58,12 +58,13 @@ def record(
 )->Record:
     "Score the replies to one row."
     failed = direct.failed or (extra.failed if extra else None)
-    yes = None if failed else claim.read(direct, extra)
-    odds = None if failed else claim.evidence(direct, extra)
+    yes,odds,correct = (None, None, None) if failed else (claim.read(direct, extra), claim.evidence(direct, extra), match(direct.text, row['answers']))
+    yes,correct = (None if x is None else bool(x) for x in (yes, correct)) # Of a function in Python they may be NumPy's
+    odds = None if odds is None or not isfinite(odds) else float(odds)
     return Record(**{k: row[k] for k in ('question_id', 'question', 'answers')}, direct_output=direct.text, meta_output=extra.text if extra else None,
-        correct=None if failed else match(direct.text, row['answers']), yes=yes, unparsed=not failed and yes is None, failed=failed,
+        correct=correct, yes=yes, unparsed=not failed and yes is None, failed=failed,
         log_odds=odds, log_odds_bound=None if failed or odds is not None else claim.bound(direct, extra),
-        p_yes=None if odds is None else float(1/(1+np.exp(-odds))),
+        p_yes=None if odds is None else float(logistic(odds)),
         direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None, direct_finish_reason=direct.finish_reason,
         prompt_truncated=direct.prompt_truncated or bool(extra and extra.prompt_truncated),
         direct_tokens=direct.n_tokens, meta_tokens=extra.n_tokens if extra else 0, seconds=seconds, signals=signals)
@@ -91,7 +92,9 @@ def signals_table(
     claim = {'claim (log-odds)': [r.log_odds for r in records]}
     lost = [n for n in names if all(x is None for x in scores[n])]
     notes = [f"- {n}: not known, because it needs {signals.get(n, 'another version')}" for n in lost]
-    return '\n'.join([selective_table(correct, claim | scores, probabilities, risk), '', *notes])
+    odd = [n for n in probabilities if not all(x is None or 0<=x<=1 for x in scores.get(n, []))] # Of another tool, such as a percentage
+    notes += [f"- {n}: some values are no probabilities from 0 to 1, so it has no calibration error" for n in odd]
+    return '\n'.join([selective_table(correct, claim | scores, [n for n in probabilities if n not in odd], risk), '', *notes])
 
 # %% ../../nbs/evaluation/00_records.ipynb #b8b8546a
 def recluster(
@@ -126,6 +129,7 @@ def _checked(path, i, line): # `line`, or an error if it is no record
     odd = [k for k,kind in kinds.items() if not isinstance(line.get(k), kind)]
     if not odd and not all(isinstance(a, str) for a in line['answers']): odd = ['answers']
     if not odd and not all(map(_finite_or_null, (line.get('signals') or {}).values())): odd = ['signals']
+    if not odd and not all(isinstance(g, str|unknown) for g in (line.get('grades') or {}).values()): odd = ['grades']
     odd += [k for k in ('log_odds', 'log_odds_bound', 'p_yes', 'seconds') if not _finite_or_null(line.get(k))]
     if odd: raise ValueError(f"{path} holds no records (line {i}: {odd[0]} is {repr(line.get(odd[0]))[:60]})")
     return line
@@ -188,7 +192,7 @@ def grades_summary(records:list)->str: # Empty where no answer has two grades
 # %% ../../nbs/evaluation/00_records.ipynb #385b47d5
 def records_summary(records)->str: # The line above a table of scores: rows and claims that it leaves out
     replied = [r for r in records if not r.failed]
-    lines,unread = (sum(x)/max(len(replied), 1) for x in (['\n' in r.direct_output.strip() for r in replied], [r.unparsed for r in replied]))
+    lines,unread = (sum(x)/max(len(replied), 1) for x in (['\n' in r.direct_output.strip() for r in replied], [bool(r.unparsed) for r in replied]))
     cut,bounded = sum(r.prompt_truncated for r in records),sum(r.log_odds_bound is not None for r in replied)
     return (f"{len(records)} records; {lines:.0%} of the answers run over several lines, {unread:.0%} of the claims cannot be read"
         + (f"; {bounded} claims have a bound on their log-odds only, which no metric counts" if bounded else '')
