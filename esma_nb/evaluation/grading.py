@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from fastcore.meta import delegates
 from ..core.cli import command
-from ..core.files import append_lines,atomic_write,read_json,read_lines
+from ..core.files import append_lines,atomic_write,read_lines
+from ..core.runs import read_about
 from ..metrics.matching import word_match
 from ..api.judge import Judge,judge_prompt
 from ..signals.sampling import agree_by_grader,same_by_judge,same_words
 from .records import failures,grades_summary,load_records,outcome_of,record_files,records_summary,recluster,regrade,run_folder,scores,signals_table
-from .protocol import check_grader,graders,lookup,protocol_diff
+from .protocol import check_grader,graders,has_answer,lookup,protocol_diff
 
 # %% ../../nbs/evaluation/02_grading.ipynb #36a6326d
 def grade(
@@ -25,11 +26,11 @@ def grade(
     was:str, # Grader of their `correct`
     judge=None, # For grader judge: from cases to outcomes
 )->list: # `Record`s
-    "Grade the replies of `records` by another grader."
+    "Grade the replies of `records` by another grader; a row without an accepted answer has no grade."
     check_grader(grader, [r.answers for r in records])
-    if grader=='judge': found = iter(ask_judge(judge, [(r.question, r.answers, r.direct_output) for r in records if not r.failed]))
-    else: found = (outcome_of(graders[grader](r.direct_output, r.answers)) for r in records if not r.failed)
-    return regrade(records, was, grader, [None if r.failed else next(found) for r in records])
+    if grader=='judge': found = iter(ask_judge(judge, [(r.question, r.answers, r.direct_output) for r in records if has_answer(r)]))
+    else: found = (outcome_of(graders[grader](r.direct_output, r.answers)) for r in records if has_answer(r))
+    return regrade(records, was, grader, [next(found) if has_answer(r) else None for r in records])
 
 def ask_judge(judge, cases)->list: # Its outcomes; prints its prompt and its bill
     print(f'judge {judge.remote.model} is asked:\n{judge_prompt}\n')
@@ -65,14 +66,15 @@ idk_note = ("claim idk: a reply that declines is graded as wrong, so d′, align
     "self-knowledge; take the answers from a run without the offer (page baselines)")
 
 def print_scores(run, grader=None, judge=None, risk=.1, cluster_by=None): # What `esma_nb_eval` and `esma_nb_score` print
-    about = Path(run)/'args.json'
-    facts = read_json(about) if about.is_file() else {}
+    folder = run_folder(run) if Path(run).is_file() else Path(run)
+    facts = read_about(folder) if folder else {}
     protocol = facts.get('protocol')
+    if cluster_by and not folder: raise ValueError(f'{run} lies in no folder of a run, where its sampled answers would be: give the folder')
     for name,path in record_files(run).items():
         records = load_records(path)
         if not records: raise ValueError(f'{path} holds no records')
         if grader: records = grade(records, grader, (protocol or {}).get('matcher', 'as recorded'), judge)
-        if cluster_by: records = cluster_again(records, path.parent.parent/'samples.jsonl', cluster_by, judge)
+        if cluster_by: records = cluster_again(records, folder/'samples.jsonl', cluster_by, judge)
         print(f"\n{name}: {records_summary(records)}{f'; {protocol_diff(protocol)}' if protocol else ''}\n")
         if why := failures(records): print(f'{why}\n')
         if found := grades_summary(records): print(f'{found}\n')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['presets', 'matchers', 'graders', 'readings', 'decoding_modes', 'ungraded', 'lookup', 'check_grader',
-           'resolve_protocol', 'training_protocol', 'prompt_limits', 'rematch', 'build_claim', 'token_sampler',
-           'protocol_diff']
+           'resolve_protocol', 'training_protocol', 'prompt_limits', 'has_answer', 'rematch', 'build_claim',
+           'token_sampler', 'protocol_diff']
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #68102177
 from functools import partial
@@ -33,7 +33,7 @@ def lookup(table:dict, name:str, what:str): # One entry, or an error that lists 
     return table[name]
 
 def check_grader(name:str, answers:list): # ValueError where a grader would call every reply wrong; `answers` has a list for each row
-    if answers and not any(answers): raise ValueError(f"none of {len(answers)} questions has an accepted answer: grader {name} has nothing to compare with")
+    if answers and not any(a.strip() for row in answers for a in row): raise ValueError(f"none of {len(answers)} questions has an accepted answer: grader {name} has nothing to compare with")
     if name=='numeric' and answers and not any(last_number(a) for row in answers for a in row):
         raise ValueError(f"grader numeric compares numbers, and none of the accepted answers of {len(answers)} questions is one: choose another")
 
@@ -66,14 +66,16 @@ def prompt_limits(
     return dict(max_input_length=max_input, max_reasoning_tokens=reasoning)
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #159f4f77
+def has_answer(r)->bool: return not r.failed and any(a.strip() for a in r.answers) # Can a grader compare this `Record` with anything?
+
 def rematch(
     records:list, # `Record`s
     grader:str, # One of `matchers`
 )->list: # The same replies with another `correct`
-    "Grade the replies of `records` by another matcher; ValueError where it would call every reply wrong."
+    "Grade the replies of `records` by another matcher; ValueError where it would call every reply wrong. A row without an accepted answer has no grade."
     match = lookup(matchers, grader, 'grader')
     check_grader(grader, [r.answers for r in records])
-    outcomes = [None if r.failed else outcome_of(match(r.direct_output, r.answers)) for r in records]
+    outcomes = [outcome_of(match(r.direct_output, r.answers)) if has_answer(r) else None for r in records]
     return regrade(records, 'as recorded', grader, outcomes)
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #f89e1c45
