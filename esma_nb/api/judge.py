@@ -45,9 +45,12 @@ def judgement_key(question:str, answers:list, reply:str, model:str, prompt:str=j
 
 def load_judgements(
     path, # A `.jsonl` file of `judge`
+    max_tokens:int=None, # Unreadable texts that were written under another limit are left out
 )->dict: # Verdicts by key; None where the judge's text could not be read
-    "The finished judgements of a file; failed requests are left out."
-    return {l['key']: l['verdict'] for l in read_lines(path) if not l['failed']}
+    "The finished judgements of a file; failed requests are left out, and all where none could be read."
+    lines = [l for l in read_lines(path) if not l['failed']]
+    if not any(l['verdict'] for l in lines): return {}
+    return {l['key']: l['verdict'] for l in lines if l['verdict'] or max_tokens in (None, l.get('max_tokens'))}
 
 def judge_bill(
     path, # A `.jsonl` file of `judge`
@@ -56,7 +59,8 @@ def judge_bill(
     "Requests, tokens and dollars of all judgements in a file, failed ones included."
     lines = read_lines(path)
     tokens = [sum(l['billed'][i] for l in lines) for i in range(2)]
-    return dict(judgements=len({l['key'] for l in lines if not l['failed']}), unreadable=sum(not l['failed'] and l['verdict'] is None for l in lines),
+    verdicts = {l['key']: l['verdict'] for l in lines if not l['failed']}
+    return dict(judgements=len(verdicts), unreadable=sum(v is None for v in verdicts.values()),
         failed=sum(bool(l['failed']) for l in lines), requests=sum(l['tries'] for l in lines), prompt_tokens=tokens[0],
         completion_tokens=tokens[1], dollars=round(cost(price, tokens), 6))
 
@@ -71,7 +75,8 @@ def judge(
 )->list: # One of `verdicts` for each case; None where it failed, could not be read or was not paid for
     "Judge every case once, and write each judgement when it is there; the same call again resumes."
     keys = [judgement_key(*case, remote.model, prompt) for case in cases]
-    known = load_judgements(path)
+    limit = 16+remote.max_reasoning_tokens
+    known = load_judgements(path, limit)
     todo = {k: judge_text(*case, prompt) for k,case in zip(keys, cases) if k not in known}
     spent,reserved = judge_bill(path, price)['dollars'],{}
     def affordable():
@@ -88,7 +93,7 @@ def judge(
         billed = [reply.prompt_tokens, reply.n_tokens]
         verdict = None if reply.failed else parse_verdict(reply.text)
         failed = reply.failed and reply.failed.replace('--max_reasoning_tokens', '--judge_max_reasoning_tokens')
-        append_lines(path, [dict(key=key, verdict=verdict, said=reply.text, failed=failed, billed=billed, tries=reply.tries, model=remote.model)])
+        append_lines(path, [dict(key=key, verdict=verdict, said=reply.text, failed=failed, billed=billed, tries=reply.tries, model=remote.model, max_tokens=limit)])
         spent += cost(price, billed)
         del reserved[key]
     if todo: remote.run_jobs(affordable(), work)
@@ -112,5 +117,6 @@ class Judge:
     def __call__(self, cases)->list:
         verdicts,lines = judge(self.path, self.remote, cases, self.price),read_lines(self.path)
         if lines and all(l['failed'] for l in lines): raise ConnectionError(f"the judge {self.remote.model} answered none of {len(lines)} requests: {lines[-1]['failed']}")
+        if lines and not any(l['verdict'] for l in lines): raise ConnectionError(f"none of {len(lines)} replies of the judge {self.remote.model} is a verdict; the last one is {lines[-1]['said']!r:.60}: name another --judge_model, or give it more --judge_max_reasoning_tokens")
         return verdicts
     def bill(self)->dict: return judge_bill(self.path, self.price)

@@ -157,7 +157,7 @@ def signal_options(args, rows)->dict: # Arguments of `ask_signals`; None without
     if not args['signals']: return None
     given = {k: args[k] for k in ('samples', 'temperature', 'seed') if args[k] is not None}
     options = dict(names=args['signals'], samples=10, temperature=1.) | given
-    check_signals(options['names'], options['samples'], rows, options['temperature'])
+    check_signals(options['names'], options['samples'], rows, options['temperature'], args['lang'])
     return options
 
 # %% ../../nbs/evaluation/03_evaluate.ipynb #a2a46ba8
@@ -166,16 +166,17 @@ def open_evaluation(
     plan:Plan, # From `plan_evaluation`
     **about, # Further entries of `args.json`
 ): # ValueError where the folder belongs to another run
-    "Open and lock the run's folder for the block; if nothing was answered when the block fails, the folder of a new run is deleted, so that a corrected command may use it."
+    "Open and lock the run's folder for the block; if nothing was written when the block fails, the folder of a new run is deleted, so that a corrected command may use it."
     args = {k: v for k,v in plan.args.items() if k!='output_dir'}
     resumed = open_run(plan.out, args, may_change_on_resume, counts=plan.counts, protocol=plan.protocol, **about)
     print(f"{plan.args['dataset']}: {describe(plan.counts)}; records in {plan.out}")
     with lock_run(plan.out):
         try: yield
         except BaseException:
-            if not resumed and not plan.records.exists():
+            with suppress(OSError): plan.records.parent.rmdir() # If it is empty
+            if not resumed and {p.name for p in plan.out.iterdir()}<={'args.json', '.lock'}:
                 for name in ('args.json', '.lock'): (plan.out/name).unlink(missing_ok=True)
-                with suppress(OSError): plan.out.rmdir() # Not where it holds anything else
+                plan.out.rmdir()
             raise
 
 def close_evaluation(
