@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['regex_pattern', 'choice_column_pattern', 'lettered', 'question_names', 'answer_names', 'all_answer_names',
            'parse_answers', 'parse_choices', 'choices_from_text', 'without_letters', 'resolve_choice', 'find_column',
-           'missing_column', 'custom_row', 'custom_answers', 'normalize_question', 'hash_id', 'deduplicate', 'describe',
-           'sample_rows']
+           'missing_column', 'custom_row', 'custom_answers', 'normalize_question', 'hash_id', 'deduplicate', 'as_text',
+           'describe', 'sample_rows']
 
 # %% ../../nbs/datasets/01_rows.ipynb #228b73c1
 import ast,json,re
@@ -170,7 +170,7 @@ def deduplicate(
     rows,ids,dropped,triples = {},Counter(),dict(duplicate=0, answerless=0),list(triples)
     given = {str(qid) for qid,_,_ in triples}
     for qid,question,answers in triples:
-        question,answers = _as_text(question or '').strip(),_once(answers)
+        question,answers = as_text(question or '').strip(),_once(answers)
         key = normalize_question(question) if clean else len(rows)
         if clean and not (key and answers): dropped['answerless'] += 1
         elif key in rows:
@@ -183,9 +183,9 @@ def deduplicate(
             rows[key] = dict(question_id=qid, question=question, answers=answers)
     return [r | dict(answers=_once(r['answers'])) for r in rows.values()], dropped
 
-def _once(answers): return list(dict.fromkeys(s for a in answers if a is not None and (s := _as_text(a).strip())))
+def _once(answers): return list(dict.fromkeys(s for a in answers if a is not None and (s := as_text(a).strip())))
 
-def _as_text(a): # 1969.0 is 1969, and 5e-05 is 0.00005
+def as_text(a)->str: # 1969.0 is 1969, and 5e-05 is 0.00005
     if isinstance(a, float) and isfinite(a): return str(int(a)) if a.is_integer() else format(Decimal(f'{a:.15g}'), 'f')
     return str(a).encode(errors='replace').decode() # No halves of surrogate pairs
 

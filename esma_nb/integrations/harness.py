@@ -31,14 +31,16 @@ def harness_answers(doc, target)->list: # Empty where there is none
     if isinstance(choices, list) and len(wanted)==1 and re.fullmatch('[A-Z]', wanted[0]) and (i := ord(wanted[0])-65)<len(choices): return [wanted[0], str(choices[i])]
     for key in ('answer', 'answers', 'correct_answers'):
         found = answer_texts(doc.get(key))
-        if found and (not wanted or {*found} & {*wanted}): return found
+        if found and (not wanted or {*found} & {*wanted} or str(doc[key])==str(target)): return found
     return wanted
 
 def answer_texts(value)->list: # Without empty ones
     "All texts in a value of a document: lists in lists, aliases, and the result of GSM8K after its solution."
     if isinstance(value, dict): value = [value.get(k) for k in ('aliases', 'text', 'value')]
     if isinstance(value, str) and value.strip()[:1]=='[': # A list that a template has printed
-        with suppress(ValueError, SyntaxError): value = literal_eval(value.strip())
+        with suppress(ValueError, SyntaxError):
+            listed = literal_eval(value.strip())
+            if all(isinstance(v, (str, list)) for v in listed): value = listed # And not an interval such as [1, 2]
     if isinstance(value, (list, tuple)): return list(dict.fromkeys(t for v in value for t in answer_texts(v)))
     text = '' if value is None else str(value).rsplit('####', 1)[-1].strip()
     return [text] if text else []
@@ -56,7 +58,7 @@ def read_harness_samples(
     filter:str=None, # Whose replies, where the task has several filters
 )->dict: # By document number: question, accepted answers, reply
     "Read a file of samples."
-    found,filters = {},set()
+    found,filters,lines = {},set(),set()
     for i,line in enumerate(Path(path).read_bytes().decode('utf-8-sig', 'surrogateescape').split('\n'), 1):
         if not line.strip(): continue
         try:
@@ -64,7 +66,8 @@ def read_harness_samples(
             row = dict(question=harness_question(s['doc']), answers=harness_answers(s['doc'], s['target']), reply=harness_reply(s))
             if filter in (None, s.get('filter')) and found.setdefault(s['doc_id'], row)['question']!=row['question']:
                 raise ValueError(f"document {s['doc_id']} has another question before: import one task at a time")
-            filters.add(s.get('filter'))
+            if (s['doc_id'], s.get('filter')) in lines: raise ValueError(f"document {s['doc_id']} is in the file twice: leave one line of each")
+            filters.add(s.get('filter')), lines.add((s['doc_id'], s.get('filter')))
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} line {i} is no sample of a generation task ({type(e).__name__}: {e})") from None
     if len(filters)>1 and not filter: raise ValueError(f"{path} holds the replies of {len(filters)} filters ({', '.join(sorted(map(str, filters)))}): name one with --filter")

@@ -101,7 +101,7 @@ def inspect_record(
     asked,answers,output = sample['input'],sample['target'],sample['output']
     if not isinstance(asked, str): asked = inspect_text(next((m for m in reversed(asked) if m['role']=='user'), {'content': ''})['content'])
     if sample['id'] is None or not asked: raise ValueError('it has no id or no question')
-    row = dict(question_id=str(sample['id']), question=asked, answers=[str(a) for a in (answers if isinstance(answers, list) else [answers])])
+    row = dict(question_id=str(sample['id']), question=asked, answers=[str(a) for a in (answers if isinstance(answers, list) else [answers]) if str(a).strip()])
     failed = sample['error']['message'] if sample['error'] else None if output['choices'] and output['completion'] is not None else 'no reply'
     if failed: return Record(**row, direct_output='', failed=failed)
     score,said = all_scores(sample).get(scorer) or {},logged_reply(output['completion'])
