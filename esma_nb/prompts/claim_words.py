@@ -44,7 +44,7 @@ english = ClaimWords(
         '| must| should| can| have to)? (?:say|answer|reply|respond|return)(?: with| that)?|(?:thats|its'
         '|that is|it is)(?: definitely| probably)? an?|maybe|perhaps|probably|i (?:think|believe'
         '|guess)(?: that)?|based on my knowledge|(?:im|i am) (?:sorry|afraid)(?: but)?',
-    knows='(?:i|we)(?: do| already| actually| certainly| definitely| surely| really)? know(?! (?:(?:so |very )?(?:little|nothing)|of(?! course)|i should (?:say|answer) no)(?!\w))|(?:im|i am'
+    knows=r'(?:i|we)(?: do| already| actually| certainly| definitely| surely| really)? know(?! (?:(?:so |very )?(?:little|nothing)|of(?! course)|i should (?:say|answer) no)(?!\w))|(?:im|i am'
         r'|we are)(?: (?!not|never|hardly|barely)\w+)? (?:sure|certain|confident)|i (?:can'
         r'|am able to) (?:(?!not)\w+ )?(?:answer|tell you)|(?:im|i am)(?: (?!not)\w+)? (?:aware|familiar)'
         '|i (?:have the answer|remember|recall)|(?:100 ?%|very|quite|completely|totally) (?:sure|certain)',
