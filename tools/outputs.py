@@ -39,14 +39,16 @@ def shown(outputs)->str: # What a reader sees
     def image(data): return next((k for k in data if k.startswith('image/')), None)
     return ''.join(''.join(o['text']) if 'text' in o else image(o['data']) or text(o['data']) for o in outputs if 'text' in o or 'data' in o)
 
-def words(text)->str: # Without numbers, names of temporary files, and the width of columns
-    text = re.sub(r'[-+−]?\d[\d,.]*(?:e[-+]?\d+)?', '#', re.sub(r'/tmp/tmp\w+', 'TMP', text))
+def words(text)->str: # Without numbers, hashes, names of temporary files, builds of torch, and the width of columns
+    text = re.sub(r'\b[0-9a-f]{7,}\b(?: dirty)?', '#', re.sub(r'\S*/tmp\w+', 'TMP', text))
+    text = re.sub(r'[-+−]?\d[\d,.]*(?:e[-+]?\d+)?(?:\+(?:cpu|cu\d+))?', '#', text)
     return re.sub(r'[\s|-]+', ' ', text).strip()
 
 def changed(page:Path)->list: # (cell id, stored, shown now) where they differ; an error in a cell ends it
     stored = {c['id']: shown(c['outputs']) for c in json.loads(page.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code'}
     sys.path.insert(0, str(cfg.config_path))
     nb,shell = NBProcessor(page, procs=FrontmatterProc, process=True).nb,CaptureShell(page)
+    for c in nb.cells: c['outputs'] = [] # A cell that shows nothing would keep what is stored
     with working_directory(page.parent),redirect_stderr(StringIO()):
         try: shell.run_all(nb, exc_stop=True, preproc=lambda c: not is_run(c))
         except Exception: raise RuntimeError(shell.prettytb(fname=page)) from None
