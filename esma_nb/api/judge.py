@@ -50,7 +50,7 @@ def load_judgements(
     "The finished judgements of a file; failed requests are left out, and all where none could be read."
     lines = [l for l in read_lines(path) if not l['failed']]
     if not any(l['verdict'] for l in lines): return {}
-    return {l['key']: l['verdict'] for l in lines if l['verdict'] or max_tokens in (None, l.get('max_tokens'))}
+    return {l['key']: None for l in lines if max_tokens in (None, l.get('max_tokens'))} | {l['key']: l['verdict'] for l in lines if l['verdict']}
 
 def judge_bill(
     path, # A `.jsonl` file of `judge`
@@ -59,7 +59,7 @@ def judge_bill(
     "Requests, tokens and dollars of all judgements in a file, failed ones included."
     lines = read_lines(path)
     tokens = [sum(l['billed'][i] for l in lines) for i in range(2)]
-    verdicts = {l['key']: l['verdict'] for l in lines if not l['failed']}
+    verdicts = {l['key']: None for l in lines if not l['failed']} | {l['key']: l['verdict'] for l in lines if l['verdict']}
     return dict(judgements=len(verdicts), unreadable=sum(v is None for v in verdicts.values()),
         failed=sum(bool(l['failed']) for l in lines), requests=sum(l['tries'] for l in lines), prompt_tokens=tokens[0],
         completion_tokens=tokens[1], dollars=round(cost(price, tokens), 6))
@@ -117,6 +117,6 @@ class Judge:
     def __call__(self, cases)->list:
         verdicts,lines = judge(self.path, self.remote, cases, self.price),read_lines(self.path)
         if lines and all(l['failed'] for l in lines): raise ConnectionError(f"the judge {self.remote.model} answered none of {len(lines)} requests: {lines[-1]['failed']}")
-        if lines and not any(l['verdict'] for l in lines): raise ConnectionError(f"none of {len(lines)} replies of the judge {self.remote.model} is a verdict; the last one is {lines[-1]['said']!r:.60}: name another --judge_model, or give it more --judge_max_reasoning_tokens")
+        if cases and not any(l['verdict'] for l in lines): raise ConnectionError(f"none of {len(lines)} replies of the judge {self.remote.model} is a verdict; the last one is {lines[-1]['said']!r:.60}: name another --judge_model, or give it more --judge_max_reasoning_tokens")
         return verdicts
     def bill(self)->dict: return judge_bill(self.path, self.price)

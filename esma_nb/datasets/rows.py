@@ -91,13 +91,15 @@ def without_letters(texts:list)->list: # `A) Lima` is `Lima`, where each of them
     found = [lettered.fullmatch(t.strip()) for t in texts]
     return [m[2] for m in found] if len(texts)>1 and all(found) and [m[1] for m in found]==[chr(65+i) for i in range(len(texts))] else texts
 
+def _begins_with(number, text)->bool: return bool(m := re.match(r'\s*[-+]?\d+(?:\.\d+)?', text)) and float(m[0])==number
+
 def resolve_choice(
     answer, # As in the row: a label, an index from 0, or a text
     choices:dict, # From `parse_choices`
 )->str: # The text of that choice
     "The text of the choice that `answer` identifies; an ambiguous answer is refused."
     said,texts = str(answer).strip(),list(choices.values())
-    if re.fullmatch(r'\d+\.0', said) and said not in texts: said = said[:-2] # A column of integers with gaps, as pandas writes it
+    if re.fullmatch(r'\d+\.0', said) and not any(_begins_with(float(said), t) for t in texts): said = said[:-2] # A column of integers with gaps, as pandas writes it
     is_index = re.fullmatch(r'\d+', said) and not any(label.isdigit() for label in choices) and int(said)<len(texts)
     meant = {texts[int(said)]} if is_index else set()
     if isinstance(answer, str) or not is_index: # A number that is no string is an index only

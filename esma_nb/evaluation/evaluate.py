@@ -176,7 +176,7 @@ def open_evaluation(
             with suppress(OSError): plan.records.parent.rmdir() # If it is empty
             if not resumed and {p.name for p in plan.out.iterdir()}<={'args.json', '.lock'}:
                 for name in ('args.json', '.lock'): (plan.out/name).unlink(missing_ok=True)
-                plan.out.rmdir()
+                with suppress(OSError): plan.out.rmdir() # Not the current folder, a link or a mount point
             raise
 
 def close_evaluation(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['measures', 'index_by_id', 'join_records', 'check_same_question', 'claims_on_answers', 'rate_influence',
            'dprime_influence', 'auroc_influence', 'balanced_influence', 'influences', 'Difference', 'shared_log_odds',
-           'differences', 'difference', 'PooledDifference', 'seed_covariance', 'pooled_difference', 'mcnemar']
+           'differences', 'fewest', 'difference', 'PooledDifference', 'seed_covariance', 'pooled_difference', 'mcnemar']
 
 # %% ../../nbs/evaluation/04_paired.ipynb #b7959bc0
 from dataclasses import dataclass,field,replace
@@ -136,7 +136,7 @@ def differences(
     shared = shared_log_odds(first, second)
     a,b = map(influences, shared)
     found = {m: difference(m, a[m], b[m]) for m in measures}
-    area = found['auroc']
+    area = found['auroc'] = difference('auroc', a['auroc'], b['auroc'], min(map(fewest, shared))-1)
     area.n = sum(o is not None for o in shared[0]['log_odds'])
     if area.ci is None:
         area.first,area.second = (as_float(influences(rows)['auroc'][0]) for rows in (first, second))
@@ -144,11 +144,16 @@ def differences(
     found['d_prime_loglinear'].flags = [flags(count_cells(rows['correct'], rows['yes']).values()) for rows in (first, second)]
     return found
 
-def difference(name:str, first:tuple, second:tuple)->Difference: # From what `influences` has of each
+def fewest(rows)->int: # `columns`: the number of right or of wrong answers with log-odds, whichever is smaller
+    return min(sum(o is not None and bool(c)==side for c,o in zip(rows['correct'], rows['log_odds'])) for side in (True, False))
+
+def difference(name:str, first:tuple, second:tuple, df:int=None)->Difference: # From what `influences` has of each; `df`: degrees of freedom of the quantile, for an AUROC; None: normal
+    from scipy.stats import t
     (a,p,v),(b,q,w) = first,second
-    half = z95*np.sqrt(max(0., v+w-2*float(p@q))) if not np.isnan(v+w) else np.nan
+    quantile,edge = (z95, np.inf) if df is None else (t.ppf(.975, max(df, 1)), 1.)
+    half = quantile*np.sqrt(max(0., v+w-2*float(p@q))) if not np.isnan(v+w) else np.nan
     a,b = as_float(a),as_float(b)
-    if a is not None and b is not None: return Difference(a, b, b-a, [float(b-a-half), float(b-a+half)])
+    if a is not None and b is not None: return Difference(a, b, b-a, [max(float(b-a-half), -edge), min(float(b-a+half), edge)])
     return Difference(a, b, reason=f"{label(name)} needs {requirements.get(name, 'right and wrong answers with readable claims')}")
 
 # %% ../../nbs/evaluation/04_paired.ipynb #848d4097

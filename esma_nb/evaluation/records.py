@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass,fields,replace
 from math import isfinite
 from pathlib import Path
-from ..metrics.calibration import logistic
+import numpy as np
 from ..metrics.scores import MetaScores,attempt_scores,grader_agreement
 from ..metrics.selective import selective_table
 from ..core.files import read_lines
@@ -64,7 +64,7 @@ def record(
     return Record(**{k: row[k] for k in ('question_id', 'question', 'answers')}, direct_output=direct.text, meta_output=extra.text if extra else None,
         correct=correct, yes=yes, unparsed=not failed and yes is None, failed=failed,
         log_odds=odds, log_odds_bound=None if failed or odds is not None else claim.bound(direct, extra),
-        p_yes=None if odds is None else float(logistic(odds)),
+        p_yes=None if odds is None else float(1/(1+np.exp(-max(odds, -700.)))),
         direct_reasoning=direct.reasoning, meta_reasoning=extra.reasoning if extra else None, direct_finish_reason=direct.finish_reason,
         prompt_truncated=direct.prompt_truncated or bool(extra and extra.prompt_truncated),
         direct_tokens=direct.n_tokens, meta_tokens=extra.n_tokens if extra else 0, seconds=seconds, signals=signals)

@@ -29,7 +29,7 @@ def harness_answers(doc, target)->list: # Empty where there is none
         return [str(choices[int(index)])] if 0<=int(index)<len(choices) else [] # -1 is the test split of some sets, without labels
     wanted = answer_texts(target)
     if isinstance(choices, list) and len(wanted)==1 and re.fullmatch('[A-Z]', wanted[0]) and (i := ord(wanted[0])-65)<len(choices): return [wanted[0], str(choices[i])]
-    for key in ('answer', 'answers', 'correct_answers'):
+    for key in ('answer', 'answers', 'correct_answers', 'gold'):
         found = answer_texts(doc.get(key))
         if found and (not wanted or {*found} & {*wanted} or str(doc[key])==str(target)): return found
     return wanted
@@ -40,7 +40,7 @@ def answer_texts(value)->list: # Without empty ones
     if isinstance(value, str) and value.strip()[:1]=='[': # A list that a template has printed
         with suppress(ValueError, SyntaxError):
             listed = literal_eval(value.strip())
-            if all(isinstance(v, (str, list)) for v in listed): value = listed # And not an interval such as [1, 2]
+            if len(listed)!=2 or not all(isinstance(v, (int, float)) for v in listed): value = listed # An interval such as [1, 2] is one answer
     if isinstance(value, (list, tuple)): return list(dict.fromkeys(t for v in value for t in answer_texts(v)))
     text = '' if value is None else str(value).rsplit('####', 1)[-1].strip()
     return [text] if text else []
@@ -66,7 +66,7 @@ def read_harness_samples(
             row = dict(question=harness_question(s['doc']), answers=harness_answers(s['doc'], s['target']), reply=harness_reply(s))
             if filter in (None, s.get('filter')) and found.setdefault(s['doc_id'], row)['question']!=row['question']:
                 raise ValueError(f"document {s['doc_id']} has another question before: import one task at a time")
-            if (s['doc_id'], s.get('filter')) in lines: raise ValueError(f"document {s['doc_id']} is in the file twice: leave one line of each")
+            if filter in (None, s.get('filter')) and (s['doc_id'], s.get('filter')) in lines: raise ValueError(f"document {s['doc_id']} is in the file twice: leave one line of each")
             filters.add(s.get('filter')), lines.add((s['doc_id'], s.get('filter')))
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} line {i} is no sample of a generation task ({type(e).__name__}: {e})") from None

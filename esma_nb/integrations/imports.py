@@ -77,11 +77,11 @@ def table_record(cells, grader, signals, threshold)->Record: # `cells` by the ke
     if question in (None, ''): raise ValueError('it has no question')
     if isinstance(question, (list, dict, bytes)): raise ValueError(f'its question is {question!r}, and not one text')
     if isinstance(reply, (list, dict, bytes)): raise ValueError(f'its response is {reply!r}, and not one text')
-    answers = [as_text(a) for a in parse_answers(answers) if str(a).strip()] if answers is not None else []
+    answers = list(dict.fromkeys(t for a in parse_answers(answers) if str(a).strip() for t in (as_text(a), str(a)))) if answers is not None else [] # 3.0 may be said as 3, and as 3.0
     question = as_text(question)
     row = dict(question_id=hash_id(question) if given in (None, '') else as_text(given), question=question, answers=answers, signals=signals)
     if reply in (None, ''): return Record(**row, direct_output='', failed='no reply')
-    said = logged_reply(as_text(reply))
+    said = logged_reply(str(reply) if str(reply) in answers else as_text(reply))
     if said.failed and not grader: return Record(**row, direct_output='', direct_reasoning=said.reasoning, failed=said.failed)
     outcome = outcome_from(cells['correct'], threshold) if grader else outcome_of(word_match(said.text, answers)) if answers else None
     return Record(**row, direct_output=said.text, direct_reasoning=said.reasoning, correct=None if outcome is None else outcome=='correct', grades={grader or 'words': outcome})

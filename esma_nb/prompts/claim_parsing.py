@@ -120,7 +120,7 @@ def reads_attempt(
     if turn is None: return None
     return not any(p['passes'].match(c) or any(s['no'] is not None and _of_speaker(c, s) for s in p['phrase'].finditer(c)) for c in stated(turn, p))
 
-_without_subject = re.compile(r'(?:unsure|uncertain|unable to|no (?:idea|clue)|(?:not|isnt|arent)(?: \w+){0,2} (?:sure|certain|confident|able|aware|familiar))')
+_without_subject = re.compile(r'(?:unsure|uncertain|unable to|no (?:idea|clue)|(?:not|isnt|arent)(?: \w+){0,2} (?:sure|certain|confident|able|aware|familiar)|(?:never|hardly|barely)(?: \w+)? (?:sure|certain|confident))')
 _speaker = re.compile(r'(?:^|\b(?:i|im|i am|we|we are|it is|its)(?: \w+)?|\W)$')
 _about = re.compile(r'\W*$| (?:about|of|if|whether|how|who|what|when|where|which|why|as|on|with|to (?:answer|say|tell|determine|confirm|provide|name|find|recall|remember|give|identify)|(?:answer|say|tell|determine|confirm|provide|name|find|recall|remember|give|identify))\b')
 

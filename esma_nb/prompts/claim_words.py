@@ -51,9 +51,9 @@ english = ClaimWords(
     denies=r'i no longer know|not that i know(?: of)?|i know not|(?:know|knew) (?:nothing|very little|so little)|i mean no|(?:cant|cannot) answer|(?:dont|do not|cant|cannot|can not|couldnt|could not|wouldnt|would not) (?:say|claim|pretend|think|believe)(?: that)? (?:i|we)(?: \w+)? (?:know|recall|remember)|(?:(?:i|we|you) )?(?:really )?(?:dont|do not|didnt|did not|cannot|cant|can not|couldnt|could not'
         r'|wouldnt|never|havent|have not|hardly|barely|no longer)(?: \w+){0,2} (?:know|recall|remember'
         '|answer (?:this|that|the|it|your)|think so|say for (?:sure|certain)|be (?:sure|certain)|heard of'
-        r'|got (?:a|any) (?:clue|idea)|determine|confirm)|(?:i|we) (?:could not|couldnt|cannot|cant|did not|didnt) find (?:the|an|any|that) (?:answer|information)|i (?:dont|do not|cant|cannot)(?=\W*$)|(?:im'
+        r'|got (?:a|any) (?:clue|idea)|determine|confirm)|(?:i|we) (?:could not|couldnt|cannot|cant|did not|didnt) find (?:the|an|any|that) (?:answer|information)(?! (?:\w+ )?(?:hard|difficult|easy))|i (?:dont|do not|cant|cannot)(?=\W*$)|(?:im'
         r'|i am) not(?=\W*$)|i(?: do not| dont| cannot) have(?=\W*$)|i (?:dont|do not) have(?: access to)?(?:(?: (?:the|an|any'
-        r'|enough|sufficient|that|this|such))?(?: \w+)? (?:answer|idea|clue|information|info|knowledge)| (?:the|an|any|enough|sufficient)(?=\W*$))'
+        r'|enough|sufficient|that|this|such))?(?: (?!more|further|other|another|additional|personal|all)\w+)? (?:answer|idea|clue|information|info|knowledge)| (?:the|an|any|enough|sufficient)(?=\W*$))'
         r'|have no(?: \w+)? (?:information|knowledge|answer|memory)|never heard of|be guessing|(?:not|isnt'
         r'|arent)(?! known)(?: \w+| \d+ ?%){0,2} (?:sure|certain|confident|able|aware|familiar)|(?:never|hardly|barely)(?: \w+)? (?:sure|certain|confident)|unsure|uncertain'
         '|no (?:idea|clue)|not enough (?:information|info|knowledge)|not (?:the (?:slightest|faintest'
@@ -89,7 +89,7 @@ korean = ClaimWords(
         r'|답변)할 수 있\w*|(?:예|네)(?:라고 (?:대?답|답변|말)하겠습니다)|(?:답|답변|대답|정답)[은는] (?:예|네)(?:입니다|예요|이에요)?',
     denies=r'(?:잘 )?모르(?:겠|는|고|지|네|니|나|죠)\w*|모릅니다|모른다|몰라(?:요|서|서요|도)?|모름|알지[는도]? ?못\w*|알고 ?있지[는도]? ?(?:않|못)\w*'
         r'|알 ?(?:수|길)[가이는도]? ?없\w*|(?:확실|분명)(?:하지|치)[는도]? ?않\w*|확신(?:할 수[가는]? 없|[이은]? ?없|하지[는]? 못|이 서지 않'
-        r'|하기 어렵)\w*|(?:알|답하|답변하)기 어렵\w*|정보가 (?:없|부족)\w*|정보를 찾을 수[가는]? 없\w*|들어본 적[이]? ?없\w*|불확실\w*|자신[이은]? ?없\w*|기억(?:나지 않'
+        r'|하기 어렵)\w*|(?:알|답하|답변하)기 어렵\w*|정보가 (?:없|부족)\w*|정보를 찾을 수[가는]? 없(?!지만|어도)\w*|들어본 적[이]? ?없\w*|불확실\w*|자신[이은]? ?없\w*|기억(?:나지 않'
         r'|이 안 나|하지 못|이 나지 않)\w*|(?:대?답|답변)할 수 없\w*|(?:답|답변|대답|정답)[은는] 아니[요오](?:입니다|예요)?'
         '|아니[요오]라고 (?:대?답|답변|말)하겠습니다',
     hedges=r'아마도?요?|어쩌면|글쎄요?|(?:것|거) ?같\w*|하지만(?=\W*$)|그런데(?=\W*$)',
@@ -110,7 +110,7 @@ chinese = ClaimWords(
         '|不过|不過|可是|可能|也许|也許|大概|应该|應該',
     knows='(?<![你您不否没沒人可只无無须須众眾所么麼哪里裡])知道(?!吗|嗎|分)|我(?:很|非常|十分|完全)?(?:能)?(?:确定|確定|肯定|清楚|了解|瞭解|记得|記得)|我(?:可以|能)回答'
         '|^确定$|^確定$',
-    denies=r'未必(?:知道|清楚|记得|記得)|知道[的得](?:不|很少)|(?:没|沒)有?\w{0,6}(?:信息|资讯|資訊|资料|資料)|不(?:是很?|太|大|能|怎么|怎麼|完全|敢|一定|见得|見得|认为我|認為我|觉得我|覺得我)?(?:知道|确定|確定|肯定|清楚|了解|瞭解|明白|记得|記得|懂|能回答|知(?=\W*$))(?!性|关系|關係)|(?:怎么|怎麼|哪里|哪裡|哪)(?:会|會|能)?知道|[无無](?:法|从'
+    denies=r'未必(?:知道|清楚|记得|記得)|知道[的得](?:不(?:多|够|夠|全|准|準|清|太)|很少)|(?<!\w)我?(?:并)?(?:没|沒)有?(?!错|錯)(?:任何|(?:足够|足夠|相关|相關|这方面|這方面|关于\w{1,4}|查到|找到)的?)*(?:信息|资讯|資訊|资料|資料)|不(?:是很?|太|大|能|怎么|怎麼|完全|敢|一定|见得|見得|认为我|認為我|觉得我|覺得我)?(?:知道|确定|確定|肯定|清楚|了解|瞭解|明白|记得|記得|懂|能回答|知(?=\W*$))(?!性|关系|關係)|(?:怎么|怎麼|哪里|哪裡|哪)(?:会|會|能)?知道|[无無](?:法|从'
         r'|從)(?:\w{0,2})(?:确定|確定|回答|判断|判斷|得知|知道|提供|确认|確認)|不能(?:确定|確定|回答|判断)|(?:没|沒)(?:有)?(?:答案|把握|听说|聽說|听过'
         '|聽過|印象)|毫无头绪|一无所知|不晓得|不曉得|[记記想说說]不(?:清|起|准|準)|不能(?:确认|確認)|不敢(?:肯定|确定|確定)',
     hedges=r'可能|也许|也許|或许|或許|大概|应该|應該|好像|似乎|估计|但是?(?=\W*$)|不过(?=\W*$)',
@@ -145,7 +145,7 @@ spanish = ClaimWords(
         '|sin) (?:ni |la menor |ninguna |mucha |la mas minima )?idea|ni idea|(?:lo |la )?desconozco'
         r'|no puedo (?:responder|contestar|asegurar)\w*|ignoro|no sabria|no (?:tengo'
         r'|dispongo de)(?: \w+)? (?:informacion|datos|conocimientos?|certeza|respuesta)',
-    hedges='quizas?|casi|tal vez|probablemente|posiblemente|puede ser|puede que|creo que|supongo|a lo mejor'
+    hedges='quizas?|casi (?:estoy )?segur[oa]s?|casi con|casi (?:lo|la) (?:se|conozco)|tal vez|probablemente|posiblemente|puede ser|puede que|creo que|supongo|a lo mejor'
         r'|seguramente|mas o menos|pero(?=\W*$)',
     neither=r'no hay (?:duda|problema)|no cabe duda|no obstante|^\W*n\W*$|^\W*y\W*$',
     ifs='(?<!se )(?<!conozco )(?<!seguro de )(?<!segura de )(?<!que )si (?!claro|senor|gracias|por supuesto'
