@@ -126,7 +126,7 @@ def plot_sweep(ax, rows, field):
     error_bars(ax, [at[r['percent']] for r in ends], ends, field, ink)
     ax.set_xticks(list(at.values()), [f'{p:g}' for p in at])
     ax.set(xlabel='% of changes applied', ylabel=label(field))
-    ax.legend()
+    if ax.get_legend_handles_labels()[0]: ax.legend()
 
 def error_bars(ax, x, rows, field, color): # Points with their intervals
     for at,r in zip(x, rows):

@@ -28,7 +28,7 @@ def entropy(
 )->float: # From 0 to the logarithm of the number of outcomes, in nats
     "Entropy of a distribution, divided by its sum first if that is not 1."
     log_p = np.asarray(logprobs, float)
-    log_p = log_p - np.logaddexp.reduce(log_p)
+    with np.errstate(invalid='ignore'): log_p = log_p - np.logaddexp.reduce(log_p) # NaN stays NaN
     p = np.exp(log_p)
     return float(np.maximum(0., -(p*np.where(p>0, log_p, 0)).sum()))
 
