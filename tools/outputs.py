@@ -23,7 +23,7 @@ pages = sorted(p.absolute() for p in nbglob(cfg.nbs_path, as_path=True))
 flags = {*(cfg.tst_flags.split() if isinstance(cfg.tst_flags, str) else cfg.tst_flags)}
 of_the_machine = 'bench' # The pages of this folder show its processor and the precision that it is good at
 
-def one_thread(): os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', IN_TEST='1')
+def one_thread(): os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', IN_TEST='1', COLUMNS='80')
 
 @contextmanager
 def run_pages(work, pages): # A future for each page: fresh processes, not forks, because a fork of a process whose torch has threads hangs at its first matrix product
