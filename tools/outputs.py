@@ -32,7 +32,8 @@ def run_pages(work, pages): # A future for each page: fresh processes, not forks
 
 def is_run(cell)->bool: # As `nbdev_test` decides it
     marks = getattr(cell, 'directives_', None) or {}
-    return cell.cell_type=='code' and marks.get('eval:', [''])[0].lower()!='false' and not flags & marks.keys()
+    exports = 'nbdev_export'+'(' in cell.source
+    return cell.cell_type=='code' and not exports and marks.get('eval:', [''])[0].lower()!='false' and not flags & marks.keys()
 
 def shown(outputs)->str: # What a reader sees
     def text(data): return next((''.join(data[k]) for k in ('text/markdown', 'text/html', 'text/plain') if k in data), '')
