@@ -41,7 +41,7 @@ def shown(outputs)->str: # What a reader sees
     return ''.join(''.join(o['text']) if 'text' in o else image(o['data']) or text(o['data']) for o in outputs if 'text' in o or 'data' in o)
 
 def words(text)->str: # Without numbers, hashes, names of temporary files, builds of torch, and the width of columns
-    text = re.sub(r'\b[0-9a-f]{7,}\b(?: dirty)?', '#', re.sub(r'\S*/tmp\w+', 'TMP', text))
+    text = re.sub(r'\b[0-9a-f]{7,}\b(?:[ -]dirty)?', '#', re.sub(r'\S*/tmp\w+', 'TMP', text))
     text = re.sub(r'[-+−]?\d[\d,.]*(?:e[-+]?\d+)?(?:\+(?:cpu|cu\d+))?', '#', text)
     return re.sub(r'[\s|-]+', ' ', text).strip()
 
