@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['default_settings', 'where_known', 'Comparison', 'compare_runs', 'answers_notes', 'tracked', 'flagged',
            'dprime_warning', 'difference_table', 'format_comparison', 'tracking_lines', 'worth_lines',
-           'forgetting_table', 'files_by_name', 'last_record_file', 'select_files', 'own_runs', 'settings_of',
-           'settings_notes', 'check_wordings', 'csv_rows', 'write_csv', 'compare']
+           'forgetting_table', 'files_by_name', 'last_record_file', 'select_files', 'own_runs', 'about_records',
+           'settings_of', 'settings_notes', 'check_wordings', 'csv_rows', 'write_csv', 'compare']
 
 # %% ../../nbs/evaluation/09_compare.ipynb #90f76895
 import csv as comma
@@ -172,8 +172,10 @@ def own_runs(
     *others,last = files
     return [k for k in others if (folder := run_folder(files[last])) and run_folder(files[k])==folder]
 
+def about_records(path)->dict: return read_about(folder) if (folder := run_folder(path)) else {} # The `args.json` of the run of a file of records; empty where there is none
+
 def settings_of(path)->dict: # How the records of a file came about, by setting; empty where that is not known
-    about = read_about(run_folder(path)) if run_folder(path) else {}
+    about = about_records(path)
     if not about: return {}
     given = {k: v for k,v in about.get('args', {}).items() if k in (*default_settings, *where_known) and v is not None}
     if 'meta_prompt' not in given: given.pop('model', None) # The model that a training run starts from
@@ -197,7 +199,7 @@ def check_wordings(
 ): # ValueError where the run's `args.json` says otherwise
     "Refuse runs that were measured with another meta prompt than they are given for."
     def prompt_of(path): # None where it is not known, or where the claim has no meta prompt
-        args = read_about(run_folder(path)).get('args', {}) if run_folder(path) else {}
+        args = about_records(path).get('args', {})
         return args.get('meta_prompt') if args.get('claim', 'meta') in ('meta', 'logits') else None
     asked = prompt_of(last)
     for k,prompt in {k: prompt_of(p) for k,p in (meta_prompts | reversed).items()}.items():

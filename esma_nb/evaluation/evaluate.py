@@ -174,9 +174,10 @@ def open_evaluation(
         try: yield
         except BaseException:
             with suppress(OSError): plan.records.parent.rmdir() # If it is empty
-            if not resumed and {p.name for p in plan.out.iterdir()}<={'args.json', '.lock'}:
-                for name in ('args.json', '.lock'): (plan.out/name).unlink(missing_ok=True)
-                with suppress(OSError): plan.out.rmdir() # Not the current folder, a link or a mount point
+            with suppress(OSError): # The folder may be the current one, a link, a mount point or gone: the error of the block counts
+                if not resumed and {p.name for p in plan.out.iterdir()}<={'args.json', '.lock'}:
+                    for name in ('args.json', '.lock'): (plan.out/name).unlink(missing_ok=True)
+                    plan.out.rmdir()
             raise
 
 def close_evaluation(

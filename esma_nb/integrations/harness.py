@@ -58,7 +58,7 @@ def read_harness_samples(
     filter:str=None, # Whose replies, where the task has several filters
 )->dict: # By document number: question, accepted answers, reply
     "Read a file of samples."
-    found,filters,lines = {},set(),set()
+    found,lines = {},set()
     for i,line in enumerate(Path(path).read_bytes().decode('utf-8-sig', 'surrogateescape').split('\n'), 1):
         if not line.strip(): continue
         try:
@@ -66,10 +66,12 @@ def read_harness_samples(
             row = dict(question=harness_question(s['doc']), answers=harness_answers(s['doc'], s['target']), reply=harness_reply(s))
             if filter in (None, s.get('filter')) and found.setdefault(s['doc_id'], row)['question']!=row['question']:
                 raise ValueError(f"document {s['doc_id']} has another question before: import one task at a time")
-            if filter in (None, s.get('filter')) and (s['doc_id'], s.get('filter')) in lines: raise ValueError(f"document {s['doc_id']} is in the file twice: leave one line of each")
-            filters.add(s.get('filter')), lines.add((s['doc_id'], s.get('filter')))
+            key = s['doc_id'],s.get('filter')
+            if filter in (None, key[1]) and key in lines: raise ValueError(f"document {s['doc_id']} is in the file twice: leave one line of each")
+            lines.add(key)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} line {i} is no sample of a generation task ({type(e).__name__}: {e})") from None
+    filters = {f for _,f in lines}
     if len(filters)>1 and not filter: raise ValueError(f"{path} holds the replies of {len(filters)} filters ({', '.join(sorted(map(str, filters)))}): name one with --filter")
     if not found: raise ValueError(f"{path} holds no samples" + (f" of the filter {filter}" if filter else ''))
     return found

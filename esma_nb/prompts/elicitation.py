@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['rating_scales', 'stated_grade', 'contradicted_a', 'meta_prompts', 'claims', 'Claim', 'claim_prompts', 'meta_claim',
-           'logits_claim', 'idk_claim', 'reads_grade', 'has_options', 'graded_claim', 'check_english', 'scale_claim',
-           'with_meta_prompt', 'get_claim', 'own_prompts']
+           'logits_claim', 'idk_claim', 'reads_grade', 'has_options', 'graded_claim', 'is_english', 'check_english',
+           'scale_claim', 'with_meta_prompt', 'get_claim', 'own_prompts']
 
 # %% ../../nbs/prompts/04_elicitation.ipynb #5126b579
 import re
@@ -115,12 +115,14 @@ def graded_claim(
     def evidence(direct, extra): return None if (p := rating(extra.text)) is None else log(p/(1-p))
     return Claim(direct, extra, read, evidence, follow_up=follow_up)
 
+def is_english(lang:str)->bool: return re.split('[-_]', lang.lower())[0]=='en'
+
 def check_english(
     name:str, # Of the claim
     lang:str, # As it was asked for
 ): # Raises ValueError
     "Refuse other languages for a claim whose prompt is in English."
-    if re.split('[-_]', lang.lower())[0]!='en': raise ValueError(f"the claim {name} is in en only, not in {lang!r}: use the claim meta, idk or logits")
+    if not is_english(lang): raise ValueError(f"the claim {name} is in en only, not in {lang!r}: use the claim meta, idk or logits")
 
 def scale_claim(
     scale:str, # One of `rating_scales`

@@ -11,7 +11,7 @@ __all__ = ['percent_template', 'judge_templates', 'answer_claims', 'signals', 'p
 import re
 from dataclasses import replace
 from math import exp
-from ..prompts.elicitation import Claim,check_english,graded_claim,has_options,logits_claim
+from ..prompts.elicitation import Claim,check_english,graded_claim,has_options,is_english,logits_claim
 from ..prompts.templates import Prompt,direct_prompt
 from .likelihood import mean_entropy,mean_logprob
 from .sampling import group_samples,same_words,sampled
@@ -107,7 +107,7 @@ def check_signals(
     if odd: raise ValueError(f"no signal {odd[0]!r}: choose from {', '.join(signals)}")
     if len({*names})<len(names): raise ValueError(f"a signal occurs twice in {' '.join(names)}: name each once")
     asks = [n for n in names if n in ('percent', 'p_true', 'p_true_letters')]
-    if asks and re.split('[-_]', lang.lower())[0]!='en': raise ValueError(f"the signal {asks[0]} asks in en only, not in {lang!r}: leave it out")
+    if asks and not is_english(lang): raise ValueError(f"the signal {asks[0]} asks in en only, not in {lang!r}: leave it out")
     if {*names} & {*sampled} and samples<2: raise ValueError(f"samples is {samples}: give 2 or more")
     if not temperature>0: raise ValueError(f"temperature is {temperature}: give a number above 0, such as 1")
     if 'p_true_letters' in names: [p_true_prompt(r['question'], '', 'A|B') for r in rows]
