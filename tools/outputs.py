@@ -3,7 +3,8 @@
     python tools/outputs.py [PART OF A PATH...]    for instance metrics/ or 04_scores; without one, all pages (minutes)
 
 Seconds and the speed of the machine differ in every run; whether another number does is for a reader to say. A cell that differs in its words
-is marked with `words`, and tests/test_notebooks.py fails for it. Renew a page with `exec_nb` as CONTRIBUTING.md says.
+is marked with `words`, and tests/test_notebooks.py fails for it. What is skipped here (a package or a model is missing) is not compared, and
+words are not where an accelerator would compute: what is stored was made on a CPU. Renew a page with `exec_nb` as CONTRIBUTING.md says.
 """
 import json,os,re,sys
 from concurrent.futures import ProcessPoolExecutor
@@ -54,15 +55,20 @@ def changed(page:Path)->list: # (cell id, stored, shown now) where they differ; 
         try: shell.run_all(nb, exc_stop=True, preproc=lambda c: not is_run(c))
         except Exception: raise RuntimeError(shell.prettytb(fname=page)) from None
     now = {c['id']: shown(c.get('outputs', [])) for c in nb.cells if is_run(c)}
-    return [(k, stored[k], v) for k,v in now.items() if v!=stored[k]]
+    return [(k, stored[k], v) for k,v in now.items() if v!=stored[k] and not v.startswith('skipped')]
+
+def old(page, found)->list: # Of what `changed` found, the cells whose words differ
+    from esma_nb.engines.models import pick_device # Here, because a process of `run_pages` sets its threads before torch is there
+    if page.parent.name==of_the_machine or pick_device('auto').type!='cpu': return []
+    return [k for k,stored,now in found if words(stored)!=words(now)]
 
 def main(*parts):
     chosen = [p for p in pages if not parts or any(part in str(p) for part in parts)]
     with run_pages(changed, chosen) as found:
         for page,future in found.items():
-            for k,old,new in future.result():
-                print(f"{page.relative_to(cfg.nbs_path)} {k}{' words' if words(old)!=words(new) else ''}", flush=True)
-                for a,b in [(a, b) for a,b in zip(old.splitlines(), new.splitlines()) if a!=b][:5]: print(f'- {a[:200]}\n+ {b[:200]}')
+            for k,stored,now in (cells := future.result()):
+                print(f"{page.relative_to(cfg.nbs_path)} {k}{' words' if k in old(page, cells) else ''}", flush=True)
+                for a,b in [(a, b) for a,b in zip(stored.splitlines(), now.splitlines()) if a!=b][:5]: print(f'- {a[:200]}\n+ {b[:200]}')
 
 if __name__=='__main__':
     from outputs import main # A page that runs takes the place of `__main__`, where the next one would look for `changed`
