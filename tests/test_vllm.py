@@ -1,8 +1,8 @@
 "The vLLM engine, real, in an environment of its own (constraints-vllm.txt): the numbers of the hf engine, in float32"
-import json,os,signal,subprocess,sys,time
+import os,subprocess,sys,time
 from importlib.util import find_spec
 from pathlib import Path
-import pytest
+import psutil,pytest
 from esma_nb.core.files import read_json,read_lines
 
 pytestmark = pytest.mark.skipif(not find_spec('vllm'), reason='vllm is not installed')
@@ -11,7 +11,7 @@ SMALL = '--device cpu --num_iterations 3 --population_size 4 --num_data_per_iter
 ENV = os.environ | dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
 
 def command(module, *args, processes=0):
-    start = [sys.executable, '-m'] if not processes else [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '-m']
+    start = [sys.executable, '-m'] if not processes else [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), '-m']
     return [*start, f'esma_nb.{module}', *map(str, args)]
 
 def run(module, *args, processes=0, ok=True):
@@ -37,14 +37,16 @@ def test_the_pages(page):
     ok,_ = run_nb(ROOT/'nbs'/'engines'/f'{page}.ipynb', skip_flags=['slow', 'gpu', 'net'], force_flags=['vllm'], basepath=ROOT)
     assert ok
 
-def test_killed_and_resumed(hf, tmp_path):
-    p = subprocess.Popen(command('evolution.train', *vllm(), '--output_dir', tmp_path/'run'), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+@pytest.mark.parametrize('processes', [0, 2])
+def test_killed_and_resumed(hf, tmp_path, processes):
+    args = [*vllm('--tensor_parallel_size', max(1, processes)), '--output_dir', tmp_path/'run']
+    p = psutil.Popen(command('evolution.train', *args, processes=processes), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = tmp_path/'run'/'journal.jsonl'
     while p.poll() is None and not (journal.exists() and journal.read_text().count('\n')): time.sleep(.05)
-    os.killpg(p.pid, signal.SIGKILL)
+    for q in [p, *p.children(recursive=True)]: q.kill()
     p.wait()
     assert not (tmp_path/'run'/'summary.json').exists()
-    assert 'going on after iteration' in run('evolution.train', *vllm(), '--output_dir', tmp_path/'run').stdout
+    assert 'going on after iteration' in run('evolution.train', *args, processes=processes).stdout
     same_run(tmp_path/'run', hf)
 
 @pytest.mark.parametrize('processes,shared', [(2, 1), (2, 2), (4, 2)])

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['known_versions', 'settings', 'prepare_environment', 'import_vllm', 'check_vllm', 'vllm_folder', 'check_memory',
-           'WeightAccess', 'keep_linear_weights', 'start_vllm', 'stop_vllm', 'cpu_options', 'VLLMWeight',
-           'vllm_weights', 'forget_prefixes', 'load_config', 'model_length', 'check_engine', 'launch_vllm']
+           'WeightAccess', 'keep_linear_weights', 'name_shared_memory', 'start_vllm', 'stop_vllm', 'cpu_options',
+           'VLLMWeight', 'vllm_weights', 'forget_prefixes', 'load_config', 'model_length', 'check_engine',
+           'launch_vllm']
 
 # %% ../../nbs/engines/08_vllm_model.ipynb #b3bbcd03
-import os
+import os,secrets
+from functools import wraps
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -95,6 +97,16 @@ def keep_linear_weights(): # On a CPU: linear layers compute with the weights th
     def dispatch(layer, remove_weight): layer.cpu_linear = torch.nn.functional.linear
     utils.dispatch_cpu_unquantized_gemm = dispatch
 
+def name_shared_memory(): # On a CPU: a random number in the name, the same in all processes
+    import torch
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed as Shared
+    common = torch.tensor([secrets.randbits(62)])
+    torch.distributed.broadcast(common, 0)
+    own_name = getattr(Shared.make_group_name, '__wrapped__', Shared.make_group_name)
+    @wraps(own_name)
+    def make_group_name(communicator): return f'{own_name(communicator)}-{common.item():x}'
+    Shared.make_group_name = staticmethod(make_group_name)
+
 def start_vllm(
     name:str, # As for `load_model`, without `.gguf` files
     dtype:str='float32', # `float32`, `bfloat16` or `float16`
@@ -109,6 +121,7 @@ def start_vllm(
     vllm,folder = import_vllm(),vllm_folder(name)
     import torch
     if writable: keep_linear_weights()
+    if tensor_parallel_size>1 and cpu_options(): name_shared_memory()
     set_num_threads = torch.set_num_threads
     options |= dict(dtype=dtype, max_model_len=max_model_len, tensor_parallel_size=tensor_parallel_size,
         gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager, **cpu_options())
