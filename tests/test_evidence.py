@@ -96,6 +96,30 @@ def test_arms_are_compared_with_base(tmp_path, monkeypatch):
     assert mute['yes_rate']['mean'] is None and 'not defined in every run' in mute['yes_rate']['reason'] and mute['accuracy']['mean']==0
     evidence.found()
 
+def test_other_sets_and_the_idk_prompt(tmp_path, monkeypatch):
+    "A made-up arm that loses 40 right answers of another set, and passes exactly what it does not know."
+    monkeypatch.setattr(evidence, 'home', tmp_path)
+    def put(run, name, lines):
+        (tmp_path/'evidence'/run/'records').mkdir(parents=True)
+        (tmp_path/'evidence'/run/'records'/f'{name}.jsonl').write_text(''.join(json.dumps(l)+'\n' for l in lines))
+        (tmp_path/'evidence'/run/'summary.json').write_text('{}')
+    trivia = [json.loads(l) for l in (home/'evidence'/'base-trivia_qa'/'records'/'meta.jsonl').open()]
+    def less_right(lines, n): return [l | dict(correct=l['correct'] and i not in [j for j,k in enumerate(lines) if k['correct']][:n]) for i,l in enumerate(lines)]
+    def passing(lines): return [l | dict(correct=False, yes=l['correct']) for l in lines[:500]]
+    for run in ('base', *(f'auroc-{s}' for s in evidence.seeds)):
+        put(f'{run}-trivia_qa', 'meta', trivia)
+        put(f'{run}-freebase_qa', 'meta', trivia[:500] if run=='base' else less_right(trivia[:500], 40))
+        put(f'{run}-idk', 'idk', [l | dict(yes=i%2==0) for i,l in enumerate(passing(trivia))] if run=='base' else passing(trivia))
+    share = [l['correct'] for l in trivia[:500]]
+    put('base-consistency', 'meta', [l | dict(signals=dict(consistency=i%11/10), log_odds=i%11+10.*l['correct']) for i,l in enumerate(trivia[:300])])
+    put('auroc-1-consistency', 'meta', [l | dict(signals=dict(consistency=i%11/10), log_odds=10.*l['correct'] - i*i%7) for i,l in enumerate(trivia[:300])])
+    rows = {r['outcome']: r for r in evidence.other_rows()}
+    assert [*rows]==['accuracy_freebase_qa', 'answered_idk', 'd_prime_idk'] and {r['arm'] for r in rows.values()}=={'auroc'}
+    assert rows['accuracy_freebase_qa']['mean']==pytest.approx(-40/500) and rows['accuracy_freebase_qa']['ci'][1]<0
+    assert rows['answered_idk']['mean']==pytest.approx(sum(share)/500-.5) and rows['d_prime_idk']['ci'][0]>2 and rows['d_prime_idk']['flags']
+    assert [(r['run'], r['verdict']) for r in evidence.tracking_rows()]==[('base', 'both'), ('auroc-1', 'accuracy')]
+    assert evidence.complete('auroc')==[] and evidence.complete('auroc', ('idk',))==[1, 2, 3]
+
 def test_a_shorter_journal_does_not_take_the_place_of_a_longer_one(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, 'home', tmp_path/'home')
     def journal(where, n):

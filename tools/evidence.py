@@ -11,7 +11,7 @@ import os,shutil,subprocess,sys,time
 from pathlib import Path
 from bare_records import strip
 from half_known import half_known
-from dataclasses import replace
+from dataclasses import asdict,replace
 from functools import cache
 import numpy as np
 from scipy.stats import t
@@ -22,6 +22,7 @@ from esma_nb.metrics.signal_detection import count_cells,flags
 from esma_nb.evaluation.paired import differences,join_records,mcnemar,pooled_difference
 from esma_nb.evaluation.recalibration import as_many_yes,best_threshold
 from esma_nb.evaluation.records import columns,load_records,record_files,scores
+from esma_nb.signals.tracking import tracking,tracking_verdict
 
 home = Path(__file__).parents[1]/'runs'
 seeds,sets = (1, 2, 3),('trivia_qa', 'nq_open', 'web_questions')
@@ -103,8 +104,15 @@ def heldout(rs)->dict:
     s = scores(rs)
     return {k: getattr(s, k) for k in ('n', 'counts', 'unparsed', 'accuracy', 'd_prime_loglinear', 'auroc')}
 
-def records(name): return load_records(home/'evidence'/name/'records'/'meta.jsonl')
-def complete(arm): return [s for s in seeds if all((home/'evidence'/f'{arm}-{s}-{q}'/'summary.json').exists() for q in sets)]
+def records(name): # Of an evaluation; with the IDK prompt, what is right is decided by the answers without it
+    (path,) = record_files(home/'evidence'/name).values()
+    found = load_records(path)
+    if not name.endswith('-idk'): return found
+    correct = {r.question_id: r.correct for r in records(name.replace('-idk', '-trivia_qa'))}
+    return [replace(r, correct=correct[r.question_id]) for r in found]
+
+def is_kept(name)->bool: return (home/'evidence'/name/'summary.json').exists()
+def complete(arm, questions=sets): return [s for s in seeds if all(is_kept(f'{arm}-{s}-{q}') for q in questions)]
 
 @cache
 def threshold()->float: # That which the plan fits on `pass`
@@ -124,7 +132,7 @@ def less_threshold_if_all_count(start, arm): return with_line(start),[replace(r,
 def of_readability(start, arm): return tuple([replace(r, correct=not r.unparsed) for r in rows] for rows in (start, arm))
 
 def outcome(arm:str, measure:str, view=as_they_are, confidence:float=.95, questions=sets, start:str='base'): # A `PooledDifference` of an arm and its start, the same for all seeds or with {seed}
-    seeds = complete(arm)
+    seeds = complete(arm, questions)
     def joined(s): # A list of starts and a list of arms, one for each seed
         starts = {f'start {seed}': records(f'{start.format(seed=seed)}-{s}') for seed in seeds}
         rows,_ = join_records(starts | {seed: records(f'{arm}-{seed}-{s}') for seed in seeds})
@@ -174,16 +182,16 @@ secondary = {'accuracy': ('accuracy', as_they_are), 'yes_rate': ('yes_rate', as_
 of_words = 'd_prime_less_threshold', 'd_prime_less_matched', 'balanced_accuracy_less_threshold' # No outcomes of the arms that are not paid for words
 corrected = 1-.05/8 # Of 8 comparisons
 
-def flagged(arm)->list: # The flags of d′ of an arm's words, of all its seeds and sets: with one, its d′ is no finding
-    return sorted({f for seed in complete(arm) for s in sets for f in dprime_flags(records(f'{arm}-{seed}-{s}'))})
+def flagged(arm, questions=sets)->list: # The flags of d′ of an arm's words, of all its seeds and sets: with one, its d′ is no finding
+    return sorted({f for seed in complete(arm, questions) for s in questions for f in dprime_flags(records(f'{arm}-{seed}-{s}'))})
 
 def dprime_flags(rows)->list: return flags(count_cells(*(columns(rows)[k] for k in ('correct', 'yes'))).values())
 
-def finished()->list: return [arm for arm in arms if len(complete(arm))==len(seeds)]
+def finished(questions=sets)->list: return [arm for arm in arms if len(complete(arm, questions))==len(seeds)]
 
-def arm_row(arm, name, measure, view, start='base')->dict: # With the reason where an outcome is not defined in every run
-    row = dict(arm=arm, outcome=name, seeds=len(complete(arm)), flags=flagged(arm)*name.startswith('d_prime'))
-    try: d,wide = (outcome(arm, measure, view, c, start=start) for c in (.95, corrected))
+def arm_row(arm, name, measure, view, start='base', questions=sets)->dict: # With the reason where an outcome is not defined in every run
+    row = dict(arm=arm, outcome=name, seeds=len(complete(arm, questions)), flags=flagged(arm, questions)*name.startswith('d_prime'))
+    try: d,wide = (outcome(arm, measure, view, c, questions, start) for c in (.95, corrected))
     except ValueError as e: return row | dict(mean=None, ci=None, corrected_ci=None, each=None, reason=str(e))
     return row | dict(mean=d.mean, ci=d.ci, corrected_ci=wide.ci if name in primary else None, each=d.each, reason=None)
 
@@ -192,6 +200,19 @@ def arm_rows()->list:
     if {'balanced', 'sft-meta'}<={*finished()}: # What evolution adds to its start
         rows += [arm_row('balanced', f'{name}_less_sft_meta', measure, as_they_are, 'sft-meta-{seed}') for name,measure in dict(auroc='auroc', d_prime='d_prime_loglinear', accuracy='accuracy').items()]
     return rows
+
+others = { # Those added to the plan on 28 November. Name: setting, and measure; with the IDK prompt, `yes` is an answer and not a pass
+    'accuracy_freebase_qa': ('freebase_qa', 'accuracy'), 'accuracy_mkqa_en': ('mkqa_en', 'accuracy'), 'accuracy_mkqa_es': ('mkqa_es', 'accuracy'),
+    'auroc_mkqa_es': ('mkqa_es', 'auroc'), 'answered_idk': ('idk', 'yes_rate'), 'd_prime_idk': ('idk', 'd_prime_loglinear')}
+
+def other_rows()->list:
+    return [arm_row(arm, name, measure, as_they_are, questions=(setting,)) for name,(setting,measure) in others.items() if is_kept(f'base-{setting}') for arm in finished((setting,))]
+
+def tracking_rows()->list: # Does the log-odds go with being right, or with consistency?
+    def row(run):
+        t = tracking(*zip(*((r.correct, r.log_odds, r.signals['consistency']) for r in records(f'{run}-consistency'))))
+        return dict(run=run) | asdict(t) | dict(verdict=tracking_verdict(t))
+    return [row(run) for run in ('base', *(f'{arm}-1' for arm in arms)) if is_kept(f'{run}-consistency')]
 
 confirmed_by = dict(auroc=['auroc_of_same_answers'], d_prime_less_threshold=['d_prime_less_matched', 'balanced_accuracy_less_threshold']) # Rows whose 95 % interval has to lie above 0 too
 
@@ -229,7 +250,7 @@ def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the 
     if None in (gaussian, rademacher): return None
     return t_interval(np.subtract(rademacher, gaussian)) | dict(each=np.subtract(rademacher, gaussian).tolist())
 
-def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), findings=findings(rows), against=against(rows), heldout=heldout_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
+def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), findings=findings(rows), against=against(rows), heldout=heldout_rows(), others=other_rows(), tracking=tracking_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
 
 def shown(mean, ci): return '–' if mean is None else f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
@@ -237,8 +258,10 @@ def tables():
     made = found()
     write_json(home/'evidence'/'tables.json', made)
     print(markdown_table([['arm', 'outcome', 'seeds', '95 % interval', '99.4 % interval', 'each seed', 'flags'], *([r['arm'], r['outcome'], str(r['seeds']), shown(r['mean'], r['ci']),
-        shown(r['mean'], r['corrected_ci']) if r['corrected_ci'] else '', ' '.join(f'{x:+.3f}' for x in r['each'] or []), ' '.join(r['flags']) or r['reason'] or ''] for r in made['arms'])]))
-    print(f"findings: {', '.join(made['findings']) or 'none'}", *(f'- {line}' for line in made['against']), sep='\n')
+        shown(r['mean'], r['corrected_ci']) if r['corrected_ci'] else '', ' '.join(f'{x:+.3f}' for x in r['each'] or []), ' '.join(r['flags']) or r['reason'] or ''] for r in made['arms']+made['others'])]))
+    if made['tracking']: print('\n'+markdown_table([['run', 'questions', 'being right', 'consistency', 'follows'], *([r['run'], str(r['n']), shown(r['accuracy'], r['accuracy_ci']), shown(r['consistency'], r['consistency_ci']), r['verdict']]
+        for r in made['tracking'])]))
+    print(f"\nfindings: {', '.join(made['findings']) or 'none'}", *(f'- {line}' for line in made['against']), sep='\n')
     def difference(r, k): return shown(**r[k]) if r[k] else ''
     print('\n'+markdown_table([['way', 'seeds', 'final d′, 95 % interval', 'less esma, 99 %', 'AUROC less esma, 99 %', 'accuracy less esma, 99 %', 'seeds with a flag', 'replies until d′ of 1'], *([r['way'], str(r['seeds']), shown(**r['final']),
         *(difference(r, k) for k in ('less_esma', 'auroc_less_esma', 'accuracy_less_esma')), ' '.join(map(str, r['flagged'])), ' '.join(str(x or '–') for x in r['replies'])] for r in made['miniature'])]))
