@@ -31,7 +31,7 @@ def open_run(
     folder, # Run folder
     args:dict, # All arguments that determine the result, JSON-ready
     may_change=(), # Names of arguments that may differ when the run is resumed
-    **more, # Further entries for `args.json`
+    **more, # Further entries for `args.json`; a `questions_sha256` has to be the same when the run is resumed
 )->bool: # Is the run resumed?
     "Start a run in `folder`, or resume it if the arguments are the same; a folder of another run is refused."
     path,args = Path(folder)/'args.json',json.loads(json.dumps(args))
@@ -42,13 +42,16 @@ def open_run(
             if not path.exists():
                 write_json(path, dict(args=args, **more, **provenance()))
                 return False
-    old = read_json(path).get('args')
+    about = read_json(path)
+    old,questions = about.get('args'),about.get('questions_sha256') # A run of an older version has no hash
     if not isinstance(old, dict): raise ValueError(f"{path} is damaged (it lacks args): restore the file or delete it")
     if gone := sorted(old.keys()-args.keys()-{*may_change}): raise ValueError(f"{folder} is a run of another command or version, "
         f"with options that this one does not have ({_list_names(gone)}): name another --output_dir")
     odd = [k for k in old.keys()|args.keys() if k not in may_change and old.get(k)!=args.get(k)]
     if odd: raise ValueError(f"{folder} belongs to a run with {_list_differences(odd, old, args)}: "
         "name another --output_dir, or give the same arguments to resume")
+    if questions and questions!=more.get('questions_sha256'): raise ValueError(f"these are other questions or answers than when the run in {folder} began: "
+        "restore them, or name another --output_dir")
     return True
 
 def read_about(folder)->dict: # Content of its `args.json`; empty where there is none

@@ -32,6 +32,7 @@ def read_json(path:Path)->list: # From a list, an object that holds one list of 
     except json.JSONDecodeError as e:
         if e.msg=='Extra data': return read_jsonl(path)
         raise ValueError(f"it is not JSON ({e})") from None
+    if isinstance(data, dict) and isinstance(data.get('question'), str): return [data] # JSON Lines with 1 line
     held = [data] if isinstance(data, list) else data.values() if isinstance(data, dict) else []
     lists = [v for v in held if isinstance(v, list)]
     if len(lists)>1: lists = [v for v in lists if v and all(isinstance(row, dict) for row in v)]
@@ -51,8 +52,8 @@ def column_names(
 )->list: # Column names; `question` and `answers` if the file has no header
     "The column names: the first line, unless it is already a question with its answers."
     if any(normalize_column(c) in header_names for c in first) or len(first)!=2: return first
-    is_question = first[0].rstrip().endswith(('?', '？')) or len(first[0].split())>3
-    return ['question', 'answers'] if is_question or re.fullmatch(r'\[.*\]', first[1].strip()) else first
+    is_sentence = first[0].rstrip().endswith(tuple('?？.。!！'))
+    return ['question', 'answers'] if is_sentence or re.fullmatch(r'\[.*\]', first[1].strip()) else first
 
 # %% ../../nbs/datasets/00_readers.ipynb #ef533e06
 def split_tsv(

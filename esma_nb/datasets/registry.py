@@ -64,9 +64,9 @@ def _quietly():
 
 # %% ../../nbs/datasets/03_registry.ipynb #efc97644
 def local_files(dataset_spec:DatasetSpec, role:str, data_dir)->list: # Paths, perhaps none
-    "The files of one split in `data_dir`, or in its subfolder with the name of the set."
-    here = dataset_folder(dataset_spec, data_dir)
-    return find_files(here, dataset_spec.splits[role]) or (find_files(here, dataset_spec.config) if dataset_spec.roles else [])
+    "The files of one split in `data_dir`, or in its subfolders with the names of the set and of the split."
+    here,split = dataset_folder(dataset_spec, data_dir),dataset_spec.splits[role]
+    return find_files(here/split if (here/split).is_dir() else here, split) or (find_files(here, dataset_spec.config) if dataset_spec.roles else [])
 
 def dataset_folder(dataset_spec, data_dir): return inner if (inner := Path(data_dir)/dataset_spec.name).is_dir() else Path(data_dir)
 

@@ -6,14 +6,14 @@
 __all__ = ['regex_pattern', 'choice_column_pattern', 'lettered', 'question_names', 'answer_names', 'all_answer_names',
            'parse_answers', 'parse_choices', 'choices_from_text', 'without_letters', 'resolve_choice', 'find_column',
            'missing_column', 'custom_row', 'custom_answers', 'normalize_question', 'hash_id', 'deduplicate', 'as_text',
-           'describe', 'sample_rows']
+           'describe', 'sample_rows', 'sha256_rows']
 
 # %% ../../nbs/datasets/01_rows.ipynb #228b73c1
 import ast,json,re
 from collections import Counter
 from contextlib import suppress
 from decimal import Decimal
-from hashlib import blake2b
+from hashlib import blake2b,sha256
 from itertools import count
 from math import isfinite
 from unicodedata import normalize
@@ -154,9 +154,12 @@ def custom_answers(row:dict, answers_column:str=None)->list: # As for `custom_ro
 
 # %% ../../nbs/datasets/01_rows.ipynb #6634243e
 def normalize_question(question:str)->str: # Equal for 2 spellings of one question
-    "Normalize `question`: small letters, and one space for any run of spaces, quotes and punctuation; not for what is part of a number: 2², 3! + 1 and .5 are not 22, 3 + 1 and 5."
+    "Normalize `question`: small letters, and one space for any run of spaces, quotes and punctuation; not for what is part of a number: 2², 4!, .5 and 5' are not 22, 4, 5 and 5\"."
     question = re.sub('[²³¹⁰-⁹]+', r'^\g<0>', question)
-    return re.sub(r'''(?:[\s"'`´“”„‘’«»?¿¡؟;:。、…]|[.,](?!\d)|(?<!\d)!|!(?=\W*$))+''', ' ', normalize('NFKC', question).casefold()).strip()
+    question = re.sub(r"'(?='*\()", '′', question) # f'(2)
+    for mark,prime in {"'": '′', '"': '″'}.items():
+        if question.count(mark)%2: question = re.sub(rf'(?<=\d){mark}(?!\w)', prime, question) # One without a partner is no quotation mark
+    return re.sub(r'''(?:[\s"'`´“”„‘’«»?¿¡؟;:。、…]|[.,](?!\d)|(?<!\d)!|(?<=\d{4})!(?=\W*$))+''', ' ', normalize('NFKC', question).casefold()).strip()
 
 def hash_id(question:str)->str: # 12 hexadecimal digits
     "An id for a question without one, from its text."
@@ -218,3 +221,7 @@ def sample_rows(
     lots = {r['question_id']: blake2b(f"{seed}:{r['question_id']}".encode(), digest_size=8).digest() for r in rows}
     drawn = set(sorted(lots, key=lots.get)[:num_samples])
     return [r for r in rows if r['question_id'] in drawn]
+
+def sha256_rows(rows:list)->str: # SHA-256, hex
+    "Hash ids, questions and accepted answers, in their order."
+    return sha256(json.dumps([[r[k] for k in ('question_id', 'question', 'answers')] for r in rows]).encode()).hexdigest()

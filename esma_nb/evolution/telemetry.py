@@ -156,7 +156,8 @@ def write_summary(
 )->dict: # The content of `summary.json`
     "Write `summary.json`: the scores before, after and at best on the held-out questions, and warnings."
     t,lines = max(measured),read_lines(out/'metrics.jsonl')
-    asked = sum(r.seconds or 0 for p in out.glob('**/records/*.jsonl') for r in load_records(p))/n_replicas
+    paths = [*out.glob('**/records/*.jsonl'), *out.glob('also/*/*.jsonl')]
+    asked = sum(r.seconds or 0 for p in paths for r in load_records(p))/n_replicas
     warned = training_warnings(lines, measured[0], measured[t], load_records(out/'records'/f'iter{t:06d}.jsonl'))
     result = dict(before=measured[0].asdict(), after=measured[t].asdict(), best=best_measurement(measured, by), iterations=t,
         seconds=round(sum(m['seconds'] for m in lines)+asked, 1), warnings=warned, **more, model_sha256=digest)

@@ -17,7 +17,7 @@ from ..core.cli import command
 from ..core.files import read_json
 from ..core.provenance import describe_function
 from ..core.runs import open_run
-from ..datasets.rows import describe,sample_rows
+from ..datasets.rows import describe,sample_rows,sha256_rows
 from ..engines.encoding import encode
 from ..engines.vllm_model import prepare_environment,stop_vllm
 from ..evaluation.evaluate import evaluate
@@ -51,7 +51,7 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     if wanted>len(rows): raise ValueError(f"{wanted} questions an iteration, but {args['dataset']} has {len(rows)} to train on: "
         "lower --num_data_per_iteration")
     def claim_folder():
-        if group.is_main: open_run(out, args, changeable(args), counts=counts, protocol=protocol)
+        if group.is_main: open_run(out, args, changeable(args), counts=counts, protocol=protocol, questions_sha256=sha256_rows(rows+eval_rows))
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here

@@ -31,15 +31,15 @@ def patch(
         draft.mkdir()
         locations = copy_model_files(base, delta, draft)
         def fill(name):
-            kept,keep = 0,selection.mask_fn(name)
+            counts,keep = [0, 0],selection.mask_fn(name)
             for at,before,after,change in iter_slices(delta, base, name, scale):
                 mask = keep(at, change)
-                kept += int(mask.count_nonzero())
+                counts = [n+int(m.count_nonzero()) for n,m in zip(counts, (mask, mask & (change!=0)))]
                 for p in locations[name]: write(p, at.start, torch.where(mask, after, before))
-            return kept
-        kept = sum(parallel_map(fill, sorted(base.tensors, key=lambda n: -base.tensors[n].size)))
+            return counts
+        kept,changed = map(sum, zip(*parallel_map(fill, sorted(base.tensors, key=lambda n: -base.tensors[n].size))))
         entries = sum(p.size for p in base.tensors.values())
-        facts = metadata | dict(kept=kept, entries=entries, scale=scale, delta=delta.metadata)
+        facts = metadata | dict(kept=kept, changed=changed, entries=entries, scale=scale, delta=delta.metadata)
         facts['sha256'] = sha256_weights(open_weights(draft))
         write_json(draft/'patch.json', facts)
     return facts

@@ -47,6 +47,8 @@ def rank_range(
     "The options --top, --bottom, --random and --band as a rank range and an order."
     from esma_nb.patching.selection import random_order,by_magnitude
     given = [f'--{k}' for k,v in dict(top=top, bottom=bottom, random=random, band=band).items() if v is not None]
+    odd = next((f'--{k} is {v:g}' for k,v in dict(top=top, bottom=bottom, random=random).items() if v is not None and not 0<=v<=100), None)
+    if odd: raise ValueError(f"{odd}: give a percentage from 0 to 100")
     if len(given)>1: raise ValueError(f"{' and '.join(given)} are different choices: give one")
     if band is not None:
         if len(band)!=2: raise ValueError("--band takes two numbers, such as --band 10 20")
@@ -79,9 +81,9 @@ def patch(
     base:str, # Base model: the one that the delta was made from
     delta:str, # File from `esma_nb_delta`
     output:str=None, # Folder of the new model
-    top:float=None, # Keep the largest changes: percent
-    bottom:float=None, # Keep the smallest changes: percent
-    random:float=None, # Keep a random sample of the changes: percent
+    top:float=None, # Keep the largest changes: percent of all numbers, changed or not
+    bottom:float=None, # Keep the smallest changes, unchanged numbers first: percent of all numbers
+    random:float=None, # Keep a random sample of the changes: percent of all numbers
     band:list=None, # Keep a rank range: two percentages, LO HI, counted from the largest change
     seed:int=0, # Of the random sample
     per_tensor:bool=False, # Rank the changes in each tensor separately, instead of over all tensors
@@ -108,7 +110,7 @@ def patch(
             result = patch(before, change, selection, output, scale, dict(base=base, choices=options))
     if dry_run: return print_analysis(change, before, selection)
     same = [word for word in ('tuned', 'base') if result['sha256']==change.metadata.get(f'{word}_sha256')]
-    print(f"{output}: {result['kept']:,} of {result['entries']:,} changes kept ({result['kept']/result['entries']:.1%})\n"
+    print(f"{output}: {result['kept']:,} of {result['entries']:,} numbers kept ({result['kept']/result['entries']:.1%}), {result['changed']:,} of which had changed\n"
         f"sha256 {result['sha256']}{f', the {same[0]} model' if same else ''}")
 
 def open_changes(path): # A `Delta`; ValueError where nothing changed: it has no largest change

@@ -71,7 +71,7 @@ class Delta:
     parts:dict # `TensorLocation`s by name
     tensors:dict # By name: `TensorInfo` of the dense tensor
 
-    def __str__(self): return ', '.join(f'{k} {v[:16]}' for k,v in self.metadata.items())
+    def __str__(self): return ', '.join(f"{k} {v[:16] if k.endswith('sha256') else v}" for k,v in self.metadata.items())
 
 @dataclass
 class TensorInfo:

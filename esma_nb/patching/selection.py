@@ -14,9 +14,9 @@ from threading import Lock
 from typing import Callable
 import numpy as np
 import torch
-from ..evolution.noise import parallel_map,slices,tensor_seed
+from ..evolution.noise import parallel_map,tensor_seed
 from .tensors import Weights
-from .deltas import Delta,iter_changes,masked_values
+from .deltas import Delta,iter_changes,iter_slices,masked_values
 
 # %% ../../nbs/patching/03_selection.ipynb #f2c8cd34
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ by_magnitude = Order(magnitude_key, lambda delta, base, name: (magnitude_key(nam
 def random_order(
     seed:int, # Another seed gives another order
 )->Order:
-    "Random order."
+    "Random order, with unchanged numbers last, as in the order by magnitude."
     def random_keys(name, at, change):
         bits = np.random.PCG64(tensor_seed((seed, 'patch'), name)).advance(at.start//2).random_raw(-(-(at.stop-at.start)//2))
-        return torch.from_numpy(bits.view(np.int32)[:at.stop-at.start]) & 0x7fffffff
-    return Order(random_keys, lambda delta, base, name: (random_keys(name, at, None) for at in slices(base.tensors[name].size)))
+        keys = torch.from_numpy(bits.view(np.int32)[:at.stop-at.start]) & 0x7fffffff
+        return torch.where(change==0, 0, keys.clamp_min_(1))
+    return Order(random_keys, lambda delta, base, name: (random_keys(name, at, change) for at,_,_,change in iter_slices(delta, base, name)))
 
 # %% ../../nbs/patching/03_selection.ipynb #422fb4fc
 @dataclass

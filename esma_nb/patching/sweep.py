@@ -111,7 +111,7 @@ def read_sweep(path)->list: # The rows of sweep.csv
 
 # %% ../../nbs/patching/07_sweep.ipynb #adab369d
 def plot_sweep(ax, rows, field):
-    "Score by percent of changes applied, with 95 % intervals, pale where d′ depends on its correction; x not to scale."
+    "Score by percent of the numbers that are the tuned model's, with 95 % intervals, pale where d′ depends on its correction; x not to scale."
     rows = [r for r in rows if r[field] is not None]
     ends = [r for r in rows if r['rule'] in ('base', 'tuned')]
     at = {p: i for i,p in enumerate(sorted({r['percent'] for r in rows}))}
@@ -125,7 +125,7 @@ def plot_sweep(ax, rows, field):
         error_bars(ax, [at[r['percent']] + (i-1)*.1 + seeds.index(r['seed'] or 0)*.03 for r in own], own, field, color)
     error_bars(ax, [at[r['percent']] for r in ends], ends, field, ink)
     ax.set_xticks(list(at.values()), [f'{p:g}' for p in at])
-    ax.set(xlabel='% of changes applied', ylabel=label(field))
+    ax.set(xlabel='% of numbers from the tuned model', ylabel=label(field))
     if ax.get_legend_handles_labels()[0]: ax.legend()
 
 def error_bars(ax, x, rows, field, color): # Points with their intervals

@@ -54,7 +54,7 @@ def label_correctness(
     part = path.with_name(f'.{path.stem}.{group.rank}of{group.world_size}.jsonl')
     found = evaluate_into(part, generate, rows[group.rank::group.world_size], direct_only, match, batch_size, check_interrupt)
     labels = dict(group.all_gather([(r.question_id, r.correct) for r in found]))
-    part.unlink()
+    part.unlink(missing_ok=True) # A process without a row has none
     return labels
 
 # %% ../../nbs/sft/00_examples.ipynb #f43a238d
@@ -77,8 +77,11 @@ def tokenize_example(
     reply:str, # Target reply
     max_length:int=None, # Longest prompt in tokens; longer questions are shortened; None: no limit
     whole:bool=False, # Include the prompt in the loss, as the public code does?
+    context:int=None, # Longest prompt and reply together, as from `context_length`; the question is shortened, never the reply; None: no limit
 )->tuple: # Token ids, and the position of the first one in the loss
-    "Encode a prompt, in the same way as in evaluation, and its target reply."
-    prompt_ids = encode(tokenizer, [prompt], max_length)[0]
-    said = tokenizer(reply, add_special_tokens=False)['input_ids']
-    return prompt_ids + said + [end_of_turn(tokenizer, prompt.chat)], 1 if whole else len(prompt_ids)
+    "Encode a prompt, in the same way as in evaluation, and its target reply; a ValueError where the context leaves less than 16 tokens for the prompt."
+    said = tokenizer(reply, add_special_tokens=False)['input_ids'] + [end_of_turn(tokenizer, prompt.chat)]
+    room = context and context-len(said)
+    if room is not None and room<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt beside a reply of {len(said)} tokens: {reply:.60}")
+    prompt_ids = encode(tokenizer, [prompt], min((n for n in (max_length, room) if n is not None), default=None))[0]
+    return prompt_ids + said, 1 if whole else len(prompt_ids)

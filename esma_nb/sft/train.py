@@ -12,12 +12,12 @@ from ..prompts.templates import language
 from ..core.cli import command
 from ..core.files import read_json
 from ..core.runs import open_run
-from ..datasets.rows import describe
+from ..datasets.rows import describe,sha256_rows
 from ..evaluation.protocol import training_protocol
 from ..integrations.hub import check_upload
 from ..integrations.trackers import check_tracker
 from ..evolution.setup import finish_run,load,load_questions,resolve
-from .examples import answer_and_claim_examples,answer_examples,claim_examples,tokenize_example
+from .examples import answer_and_claim_examples,answer_examples,claim_examples
 
 # %% ../../nbs/sft/03_train.ipynb #c3ade6c0
 common = dict(weight_decay=0., warmup_ratio=.1, max_grad_norm=1., batch_size=1)
@@ -47,16 +47,18 @@ may_change = ('eval_batch_size', 'evaluate_interval', 'model_save_interval', 'ke
     'push_to_hub')
 
 def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, or None if the run is finished
-    "Load model and rows, try one question, and only then create the run folder."
+    "Load model and rows, try the longest example, and only then create the run folder."
     from esma_nb.sft.trainer import SFTTrainer
     rows,eval_rows,counts = load_questions(args)
-    def create_run_folder(): return open_run(out, args, may_change, counts=counts, protocol=training_protocol(args)) if group.is_main else None
+    about = dict(counts=counts, protocol=training_protocol(args), questions_sha256=sha256_rows(rows+eval_rows))
+    def create_run_folder(): return open_run(out, args, may_change, **about) if group.is_main else None
     if group.broadcast((out/'args.json').exists()): create_run_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{run_description(args)}; all of it in {out/'args.json'}")
     finished = (out/'summary.json').exists() and 'iterations' in read_json(out/'summary.json')
     if group.broadcast(finished): return log('this run is finished: name another --output_dir for another one')
     sft_trainer = SFTTrainer(args, out, *load(args, group), rows, eval_rows, make_examples, group, log)
-    tokenize_example(sft_trainer.tokenizer, sft_trainer.claim.direct(rows[0]['question']), 'a')
+    longest = max(rows, key=lambda r: len(r['question'])+len(r['answers'][0]))
+    for pair in sft_trainer.pairs(longest, True): sft_trainer.example(pair)
     create_run_folder()
     group.barrier()
     return sft_trainer

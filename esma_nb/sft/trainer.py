@@ -21,6 +21,7 @@ from ..core.files import append_lines,read_lines,atomic_write
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
 from ..engines.models import check_not_quantized,fingerprint,pick_dtype,stored_tensors
+from ..engines.encoding import context_length
 from ..engines.hf import hf_engine
 from ..evaluation.records import scores
 from ..evaluation.protocol import graders,training_protocol
@@ -95,12 +96,17 @@ def correct(self:SFTTrainer, t:int)->dict: # From question_id to a bool, or None
 
 # %% ../../nbs/sft/02_trainer.ipynb #bf5927c1
 @patch
+def example(self:SFTTrainer, pair:tuple)->tuple: # As from `tokenize_example`, of a prompt and its reply
+    a = self.args
+    return tokenize_example(self.tokenizer, *pair, a['max_input_length'], a['prompt_loss'], context_length(self.model))
+
+@patch
 def training_step(self:SFTTrainer)->dict: # The metrics' line
     "Take one optimizer step on one batch of questions."
     a,t,start = self.args,self.global_step,perf_counter()
     correct = self.correct(t)
     pairs = [pair for row in self.batch(t) for pair in self.pairs(row, correct.get(row['question_id']))]
-    examples = [tokenize_example(self.tokenizer, *pair, a['max_input_length'], a['prompt_loss']) for pair in pairs]
+    examples = list(map(self.example, pairs))
     rate = learning_rate_at(t, self.total, a['learning_rate'], a['warmup_ratio'])
     found = optimizer_step(self.model, self.optimizer, examples, rate, a['max_grad_norm'], self.group, self.autocast)
     self.global_step += 1
