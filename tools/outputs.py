@@ -66,6 +66,9 @@ def main(*parts):
     chosen = [p for p in pages if not parts or any(part in str(p) for part in parts)]
     with run_pages(changed, chosen) as found:
         for page,future in found.items():
+            if future.exception():
+                print(f'{page.relative_to(cfg.nbs_path)} fails: {future.exception()}')
+                continue
             for k,stored,now in (cells := future.result()):
                 print(f"{page.relative_to(cfg.nbs_path)} {k}{' words' if k in old(page, cells) else ''}", flush=True)
                 for a,b in [(a, b) for a,b in zip(stored.splitlines(), now.splitlines()) if a!=b][:5]: print(f'- {a[:200]}\n+ {b[:200]}')

@@ -165,6 +165,8 @@ def resume_weights(
             start = facts['iteration']
             break
         except (ValueError, SafetensorError) as e: log(f"{e}: going back to an earlier state")
+    if start and sha256_master(master)!=facts['model_sha256']: # What is not trained comes from the base model
+        raise ValueError(f"the base model has other weights than when the run in {checkpoints.parent} began: restore it, or name another --output_dir")
     if group and len(set(group.all_gather([start])))>1: raise ValueError(f"the processes read different checkpoints in {checkpoints}: all of them need the same folder")
     replay(master, journal[start:], sharded)
     return start

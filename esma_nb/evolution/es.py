@@ -25,6 +25,7 @@ def sample_population(
 )->list: # A `(key, sign)` for each member
     "The keys and signs of the members of one iteration."
     if size<2: raise ValueError(f"population size is {size}: rewards are compared between members, so use 2 or more")
+    if size>10**6: raise ValueError(f"population size is {size:,}: use 1,000,000 or fewer")
     if not mirrored: return [((seed, iteration, i), 1) for i in range(size)]
     if size%2:
         raise ValueError(f"a population of {size} cannot be split into mirrored pairs: "

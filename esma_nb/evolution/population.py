@@ -123,6 +123,7 @@ def es_iteration(
     with restoring(master): coefficients = shapings[args['shaping']](rewards) * alpha/len(members)
     if args.get('max_update_norm'): coefficients = coefficients * min(1, args['max_update_norm']*alpha/(master.length(members, coefficients) or 1))
     norm,now = master.update(members, coefficients, alpha, t+1, sharded),perf_counter()
+    if not norm<1e38: raise ValueError(f"the step of iteration {t+1} has length {norm:g}, too long for float32 weights: give a lower --alpha, or --max_update_norm, in another --output_dir")
     journal = dict(iteration=t+1, members=members, rewards=rewards, coefficients=coefficients.tolist(), alpha=alpha, sigma=sigma)
     return journal,results,dict(update_norm=norm, population_seconds=visited-start, wait_seconds=visited-done, update_seconds=now-visited,
         seconds=now-start, **(dict(exchange_seconds=sharded.seconds) if sharded else {}))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['metrics_for_best_model', 'resolve', 'claim_and_reward', 'check_args', 'mistakes', 'load_questions', 'other_sets',
-           'load', 'start_engine', 'format_results', 'finish_run']
+           'load', 'start_engine', 'format_results', 'is_finished', 'finish_run']
 
 # %% ../../nbs/evolution/10_setup.ipynb #3986cf3e
-from contextlib import nullcontext
+from contextlib import nullcontext,suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -15,6 +15,7 @@ from ..prompts.elicitation import own_prompts
 from ..metrics.scores import metrics_table
 from ..rewards.rewards import get_reward,graded,own_reward
 from ..core.files import read_json
+from ..core.manifests import verify_manifest
 from ..core.runs import lock_run
 from ..datasets.registry import load_rows,load_train_val
 from ..datasets.rows import sample_rows
@@ -120,6 +121,13 @@ def format_results(out:Path, result:dict)->str: # The last lines of the command
     warned = ''.join(f'warning: {w}\n' for w in result.get('warnings', [])) # A summary of an older version has none
     return (f"\n{metrics_table(ends)}\n\n{warned}{forgetting_table(result.get('also'))}{result['iterations']} iterations in {result['seconds']:.0f} s; the model is in {out/'model'}, "
         f"its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}")
+
+def is_finished(out:Path, num_iterations:int=1)->bool:
+    "Has the run in `out` done all of its iterations, and is its model there? A damaged one is made again."
+    path = out/'summary.json'
+    if not path.exists() or read_json(path).get('iterations', 0)<num_iterations: return False
+    with suppress(ValueError): return bool(verify_manifest(out/'model'))
+    return False
 
 def finish_run(
     run, # A trainer; None where the run in `out` is finished already

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning,mark
-from ..core.files import append_lines,atomic_write,read_lines,write_json
+from ..core.files import append_lines,atomic_write,write_json
+from ..core.runs import read_metrics
 from ..evaluation.records import columns,load_records
 from ..evaluation.evaluate import evaluate_into,is_record_of
 
@@ -155,8 +156,8 @@ def write_summary(
     **more, # Further entries
 )->dict: # The content of `summary.json`
     "Write `summary.json`: the scores before, after and at best on the held-out questions, and warnings."
-    t,lines = max(measured),read_lines(out/'metrics.jsonl')
-    paths = [*out.glob('**/records/*.jsonl'), *out.glob('also/*/*.jsonl')]
+    t,lines = max(measured),read_metrics(out)
+    paths = [p for folder in ('records', 'learned/records', 'also/*') for p in out.glob(f'{folder}/[!.]*.jsonl')] # And no copies of the user's
     asked = sum(r.seconds or 0 for p in paths for r in load_records(p))/n_replicas
     warned = training_warnings(lines, measured[0], measured[t], load_records(out/'records'/f'iter{t:06d}.jsonl'))
     result = dict(before=measured[0].asdict(), after=measured[t].asdict(), best=best_measurement(measured, by), iterations=t,

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..metrics.scores import MetaScores
 from ..core.files import append_lines,read_json,read_lines,atomic_write
 from ..core.manifests import sha256_json
+from ..core.runs import read_metrics
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import Claim
 from ..evaluation.records import columns,load_records,scores
@@ -155,7 +156,7 @@ def resume(self:ESTrainer):
     if self.journal and self.journal[-1].get('questions_sha256')!=sha256_questions(self.questions_of(self.done-1)):
         raise ValueError(f"these are other questions than when the run in {self.out} began: restore them, or name another --output_dir")
     if self.group.is_main:
-        kept = [m for m in read_lines(self.out/'metrics.jsonl') if m['iteration']<=self.done]
+        kept = [m for m in read_metrics(self.out) if m['iteration']<=self.done]
         with atomic_write(self.out/'metrics.jsonl') as draft: append_lines(draft, kept)
         if self.done: self.log(f"going on after iteration {self.done}")
     earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl') if p.stem[4:].isdecimal()}

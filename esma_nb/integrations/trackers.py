@@ -15,7 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,main_metrics
-from ..core.files import read_json,read_lines,write_json
+from ..core.files import read_json,write_json
+from ..core.runs import read_metrics
 from ..core.manifests import sha256_file
 from ..core.redaction import redact_args
 
@@ -143,7 +144,7 @@ def tracker(
     except Exception as e:
         raise ConnectionError(f"{log_with} could not be opened ({str(e).strip().partition(chr(10))[0]}): repair it, or leave --log_with out") from e
     if (path := progress_file(out, log_with)).exists(): t.last = read_json(path)
-    lines = [(m['iteration'], t.log, m) for m in read_lines(out/'metrics.jsonl')]
+    lines = [(m['iteration'], t.log, m) for m in read_metrics(out)]
     lines += [(i, t.log_scores, s) for i,s in (held_out or {}).items()]
     for step,show,what in sorted(lines, key=lambda l: (l[0], l[1]==t.log_scores)): show(what, step)
     return t

@@ -10,6 +10,7 @@ __all__ = ['delta', 'element_bar', 'rank_range', 'parse_float', 'selection_from_
 from pathlib import Path
 from ..core.cli import command
 from ..core.files import atomic_write
+from ..core.redaction import redact_value
 from ..core.runs import check_output_path
 
 # %% ../../nbs/patching/06_commands.ipynb #7e08387f
@@ -107,7 +108,7 @@ def patch(
         selection = selection_from_args(change, before, options, bar)
         if not dry_run:
             from esma_nb.patching.apply import patch
-            result = patch(before, change, selection, output, scale, dict(base=base, choices=options))
+            result = patch(before, change, selection, output, scale, dict(base=redact_value(base), choices=options))
     if dry_run: return print_analysis(change, before, selection)
     same = [word for word in ('tuned', 'base') if result['sha256']==change.metadata.get(f'{word}_sha256')]
     print(f"{output}: {result['kept']:,} of {result['entries']:,} numbers kept ({result['kept']/result['entries']:.1%}), {result['changed']:,} of which had changed\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..core.files import atomic_write
+from ..core.redaction import redact_value
 from ..evolution.noise import parallel_map,slices
 from .tensors import Weights,dtypes,create_safetensors,read,read_header,sha256_weights,write
 
@@ -96,7 +97,7 @@ def extract(
     stored_dtypes = {n: torch.promote_types(p.dtype, tuned.tensors[n].dtype) for n,p in base.tensors.items()}
     parts = {}
     for n,p in base.tensors.items(): parts |= storage_layout(n, p, stored_dtypes[n] if rule=='replace' else torch.float32, changed[n])
-    identity = dict(zip(('base', 'tuned', 'base_sha256', 'tuned_sha256'), [*map(str, names), *digests]))
+    identity = dict(zip(('base', 'tuned', 'base_sha256', 'tuned_sha256'), [*redact_value([*map(str, names)]), *digests]))
     with atomic_write(path) as draft:
         locations = create_safetensors(draft, parts, dict(identity, rule=rule, **delta_metadata(base, tuned, stored_dtypes, changed)))
         parallel_map(lambda n: progress(write_tensor(locations, base, tuned, n, rule)), order)

@@ -19,8 +19,8 @@ from fastcore.docments import docments
 from ..metrics.intervals import wilson
 from ..metrics.scores import MetaScores,auroc_first,corrected,label,mark,table_notes,format_metric,all_metrics as fields
 from ..core.cli import command
-from ..core.files import atomic_write,read_json,read_lines
-from ..core.runs import read_about
+from ..core.files import atomic_write,read_json
+from ..core.runs import read_about,read_metrics
 from ..core.redaction import distinct_names,redact_args,redact_value
 from ..datasets.rows import describe
 from ..evaluation.records import load_records,record_files
@@ -55,7 +55,7 @@ def read_run(
     if not sets: raise ValueError(f"{path} holds no records yet: try again when the first questions are answered")
     about,summary = read_about(path),read_json(path/'summary.json') if (path/'summary.json').exists() else {}
     if not isinstance(summary.get('iterations') or 0, int): raise ValueError(f"{path/'summary.json'} is damaged (iterations is {summary['iterations']!r:.30}): restore the file or delete it")
-    lines = read_lines(path/'metrics.jsonl')
+    lines = read_metrics(path)
     here = path.resolve()
     return Run(here.stem if here.is_file() else here.name, about, sets, lines, progress_text(about, summary, lines, sets))
 

@@ -81,7 +81,7 @@ def tokenize_example(
 )->tuple: # Token ids, and the position of the first one in the loss
     "Encode a prompt, in the same way as in evaluation, and its target reply; a ValueError where the context leaves less than 16 tokens for the prompt."
     said = tokenizer(reply, add_special_tokens=False)['input_ids'] + [end_of_turn(tokenizer, prompt.chat)]
-    room = context and context-len(said)
-    if room is not None and room<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt beside a reply of {len(said)} tokens: {reply:.60}")
-    prompt_ids = encode(tokenizer, [prompt], min((n for n in (max_length, room) if n is not None), default=None))[0]
+    longest = context and context-len(said)
+    if longest is not None and longest<16: raise ValueError(f"this model's context of {context} tokens leaves no room for a prompt beside a reply of {len(said)} tokens: {reply:.60}")
+    prompt_ids = encode(tokenizer, [prompt], min((n for n in (max_length, longest) if n is not None), default=None))[0]
     return prompt_ids + said, 1 if whole else len(prompt_ids)

@@ -10,13 +10,12 @@ from pathlib import Path
 from fastcore.meta import delegates
 from ..prompts.templates import language
 from ..core.cli import command
-from ..core.files import read_json
 from ..core.runs import open_run
 from ..datasets.rows import describe,sha256_rows
 from ..evaluation.protocol import training_protocol
 from ..integrations.hub import check_upload
 from ..integrations.trackers import check_tracker
-from ..evolution.setup import finish_run,load,load_questions,resolve
+from ..evolution.setup import finish_run,is_finished,load,load_questions,resolve
 from .examples import answer_and_claim_examples,answer_examples,claim_examples
 
 # %% ../../nbs/sft/03_train.ipynb #c3ade6c0
@@ -48,18 +47,18 @@ may_change = ('eval_batch_size', 'evaluate_interval', 'model_save_interval', 'ke
 
 def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, or None if the run is finished
     "Load model and rows, try the longest example, and only then create the run folder."
+    from esma_nb.engines.models import weights_sha256
     from esma_nb.sft.trainer import SFTTrainer
     rows,eval_rows,counts = load_questions(args)
     about = dict(counts=counts, protocol=training_protocol(args), questions_sha256=sha256_rows(rows+eval_rows))
-    def create_run_folder(): return open_run(out, args, may_change, **about) if group.is_main else None
+    def create_run_folder(**more): return open_run(out, args, may_change, **about, **more) if group.is_main else None
     if group.broadcast((out/'args.json').exists()): create_run_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{run_description(args)}; all of it in {out/'args.json'}")
-    finished = (out/'summary.json').exists() and 'iterations' in read_json(out/'summary.json')
-    if group.broadcast(finished): return log('this run is finished: name another --output_dir for another one')
+    if group.broadcast(is_finished(out)): return log('this run is finished: name another --output_dir for another one')
     sft_trainer = SFTTrainer(args, out, *load(args, group), rows, eval_rows, make_examples, group, log)
     longest = max(rows, key=lambda r: len(r['question'])+len(r['answers'][0]))
     for pair in sft_trainer.pairs(longest, True): sft_trainer.example(pair)
-    create_run_folder()
+    create_run_folder(weights_sha256=weights_sha256(args['model']))
     group.barrier()
     return sft_trainer
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from ..core.files import append_lines,read_lines,atomic_write
+from ..core.runs import read_metrics
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
 from ..engines.models import check_not_quantized,fingerprint,pick_dtype,stored_tensors
@@ -155,10 +156,10 @@ def resume(self:SFTTrainer):
 
 @patch
 def delete_later_lines(self:SFTTrainer): # Delete lines and records of iterations after the checkpoint
-    for name in ('metrics.jsonl', 'labels.jsonl'):
-        kept = [line for line in read_lines(self.out/name) if line['iteration']<=self.global_step]
+    for name,lines in {'metrics.jsonl': read_metrics(self.out), 'labels.jsonl': read_lines(self.out/'labels.jsonl')}.items():
+        kept = [line for line in lines if line['iteration']<=self.global_step]
         with atomic_write(self.out/name) as draft: append_lines(draft, kept)
-    for path in [*self.out.glob('**/records/*iter*.jsonl'), *self.out.glob('.labels-iter*.jsonl')]: # Also unfinished records, such as .iter000300.0of1.jsonl
+    for path in [*self.out.glob('records/*iter*.jsonl'), *self.out.glob('learned/records/*iter*.jsonl'), *self.out.glob('.labels-iter*.jsonl')]: # Also unfinished records, such as .iter000300.0of1.jsonl
         if int(re.search(r'iter(\d+)', path.name)[1])>self.global_step: path.unlink()
 
 # %% ../../nbs/sft/02_trainer.ipynb #53fd2045

@@ -1,0 +1,77 @@
+"What a run is made from changes between two starts: weights, questions, answers, the model it wrote. Nothing is mixed."
+import io,json,shutil
+from contextlib import redirect_stdout
+import pytest,torch
+from esma_nb.core.files import read_json,write_json
+from esma_nb.datasets.registry import load_rows
+from esma_nb.engines.models import load_model,save_model
+from esma_nb.evaluation.evaluate import eval_model
+from esma_nb.evolution.train import train
+from esma_nb.patching.deltas import open_delta
+from esma_nb.patching.commands import delta
+from esma_nb.patching.replay import replay_run
+from esma_nb.sft.train import sft
+
+ES = dict(sigma=.04, alpha=.02, population_size=4, num_data_per_iteration=8, num_val_samples=10, model_save_interval=1, device='cpu', dtype='float32', seed=5)
+SFT = dict(num_epochs=1, num_val_samples=10, batch_size=4, device='cpu')
+
+def quietly(f, *args, **kw):
+    with redirect_stdout(io.StringIO()): return f(*args, **kw)
+
+def save(folder, factor=1.): # The embedded model, with other gains, which evolution does not train
+    model,tokenizer = load_model('demo', 'float32', 'cpu')
+    with torch.no_grad(): [p.mul_(factor) for p in model.parameters() if p.ndim==1]
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(model, tokenizer, folder)
+
+def questions(path, answer=None):
+    rows = [r | dict(answers=[answer] if answer else r['answers']) for r in load_rows('demo')[0][:60]]
+    path.write_text(''.join(json.dumps(r)+'\n' for r in rows))
+
+def forget_hashes(run): # As a run of an older version
+    about = read_json(run/'args.json')
+    write_json(run/'args.json', {k: v for k,v in about.items() if not k.endswith('_sha256')})
+
+@pytest.mark.parametrize('older', [False, True])
+def test_another_base(tmp_path, older):
+    save(tmp_path/'base')
+    command = ES | dict(model=str(tmp_path/'base'), dataset='demo', output_dir=str(tmp_path/'run'))
+    quietly(train, **command, num_iterations=2)
+    if older: forget_hashes(tmp_path/'run')
+    save(tmp_path/'base', 1.3)
+    with pytest.raises(ValueError, match='other weights'): quietly(train, **command, num_iterations=3)
+    with pytest.raises(ValueError, match='other weights'): quietly(replay_run, str(tmp_path/'run'), 1)
+    save(tmp_path/'base')
+    assert quietly(train, **command, num_iterations=3)['iterations']==3
+
+def test_an_evaluation_of_another_model(tmp_path):
+    save(tmp_path/'model')
+    command = dict(model=str(tmp_path/'model'), num_samples=10, device='cpu', output_dir=str(tmp_path/'run'))
+    first = quietly(eval_model, **command)
+    save(tmp_path/'model', 1.3)
+    with pytest.raises(ValueError, match='other weights'): quietly(eval_model, **command)
+    save(tmp_path/'model')
+    assert quietly(eval_model, **command)==first
+
+def test_other_answers(tmp_path):
+    data = tmp_path/'questions.jsonl'
+    questions(data)
+    evolve,tune = (dict(dataset=str(data), output_dir=str(tmp_path/name)) for name in ('evolution', 'sft'))
+    quietly(train, **ES | evolve, num_iterations=2), quietly(sft, **SFT | tune)
+    questions(data, 'something else')
+    with pytest.raises(ValueError, match='other questions or answers'): quietly(train, **ES | evolve, num_iterations=3)
+    with pytest.raises(ValueError, match='other questions or answers'): quietly(sft, **SFT | tune)
+
+@pytest.mark.parametrize('command', [lambda out: train(**ES, num_iterations=2, output_dir=out), lambda out: sft(**SFT, num_samples=12, output_dir=out)])
+def test_a_model_that_is_gone_is_made_again(tmp_path, command):
+    first,weights = quietly(command, str(tmp_path/'run')),tmp_path/'run'/'model'/'model.safetensors'
+    for spoil in (weights.unlink, lambda: shutil.rmtree(weights.parent), lambda: weights.write_bytes(weights.read_bytes()[:1000])):
+        spoil()
+        again = quietly(command, str(tmp_path/'run'))
+        assert again['model_sha256']==first['model_sha256'] and weights.stat().st_size>10**6
+
+def test_a_delta_has_no_path_of_the_machine(tmp_path):
+    for name,factor in dict(base=1., tuned=1.3).items(): save(tmp_path/name, factor)
+    quietly(delta, str(tmp_path/'base'), str(tmp_path/'tuned'), str(tmp_path/'d.safetensors'))
+    about = open_delta(tmp_path/'d.safetensors').metadata
+    assert (about['base'], about['tuned'])==('base', 'tuned') and str(tmp_path) not in str(about)
