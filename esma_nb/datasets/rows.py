@@ -173,7 +173,7 @@ def deduplicate(
 )->tuple: # The rows, and how many were dropped: `duplicate` and `answerless`
     "One row with a unique id for each question, with each of its answers once."
     rows,ids,dropped,triples = {},Counter(),dict(duplicate=0, answerless=0),list(triples)
-    given = {str(qid) for qid,_,_ in triples}
+    given = {as_text(qid) for qid,_,_ in triples}
     for qid,question,answers in triples:
         question,answers = as_text(question or '').strip(),_once(answers)
         key = normalize_question(question) if clean else len(rows)
@@ -182,7 +182,7 @@ def deduplicate(
             dropped['duplicate'] += 1
             rows[key]['answers'] += answers
         else:
-            ids[qid := hash_id(question) if qid in (None, '') else str(qid)] += 1
+            ids[qid := hash_id(question) if qid in (None, '') else as_text(qid)] += 1
             if ids[qid]>1: qid = next(new for i in count(ids[qid]) if (new := f'{qid}#{i}') not in given)
             given.add(qid)
             rows[key] = dict(question_id=qid, question=question, answers=answers)

@@ -53,7 +53,7 @@ def read_header(
 def tensor_locations(path, header, start, size): # By name
     unknown = {entry['dtype'] for entry in header.values()}-dtypes.keys()
     if unknown: raise ValueError(f"{path} holds numbers of type {', '.join(sorted(unknown))}, "
-        f"and only {', '.join(dtypes)} can be read")
+        f"and only {', '.join(dtypes)} can be read: save the model once with `save_model(*load_model(NAME, 'float32'), FOLDER)`")
     locations = {k: TensorLocation(path, start+entry['data_offsets'][0], dtypes[entry['dtype']], tuple(entry['shape'])) for k,entry in header.items()}
     if any(p.end>size for p in locations.values()): raise ValueError(f"{path} is cut short: download it again")
     return locations
