@@ -1,5 +1,6 @@
 "The vLLM engine, real, in an environment of its own (constraints-vllm.txt): the numbers of the hf engine, in float32"
 import os,subprocess,sys,time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 import psutil,pytest
@@ -43,7 +44,8 @@ def test_killed_and_resumed(hf, tmp_path, processes):
     p = psutil.Popen(command('evolution.train', *args, processes=processes), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = tmp_path/'run'/'journal.jsonl'
     while p.poll() is None and not (journal.exists() and journal.read_text().count('\n')): time.sleep(.05)
-    for q in [p, *p.children(recursive=True)]: q.kill()
+    for q in [p, *p.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess): q.kill() # A helper process may end with its parent
     p.wait()
     assert not (tmp_path/'run'/'summary.json').exists()
     assert 'going on after iteration' in run('evolution.train', *args, processes=processes).stdout

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['member_result', 'column_reward', 'telemetry', 'progress_summary', 'per_cent', 'equal_rewards', 'unreadable_claims',
-           'collapsed_claims', 'failures', 'training_warnings', 'measure', 'best_measurement', 'should_stop_early',
-           'write_summary', 'score_line']
+           'collapsed_claims', 'failures', 'training_warnings', 'measure', 'best_measurement', 'lost_best',
+           'should_stop_early', 'write_summary', 'score_line']
 
 # %% ../../nbs/evolution/07_telemetry.ipynb #99430742
 from collections import Counter
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning,mark
-from ..core.files import append_lines,atomic_write,write_json
+from ..core.files import append_lines,atomic_write,read_json,write_json
 from ..core.runs import read_metrics
 from ..evaluation.records import columns,load_records
 from ..evaluation.evaluate import evaluate_into,is_record_of
@@ -142,6 +142,12 @@ def best_measurement(
         return not measured[t].collapsed,-float('inf') if score is None else score
     t = max(sorted(measured), key=rank)
     return dict(measured[t].asdict(), iteration=t)
+
+def lost_best(out:Path, measured:dict, by:str)->str: # A sentence; None where the best model is kept, or is the untrained one
+    "How to make the best model again, where its weights were not kept."
+    t,path = best_measurement(measured, by)['iteration'],out/'best'/'manifest.json'
+    if t and not (path.exists() and read_json(path)['iteration']==t): return (f"the best measurement is that of iteration {t}, whose weights were not kept: "
+        f"esma_nb_replay {out} --iteration {t} makes them again")
 
 def should_stop_early(measured:dict, by:str, patience:int)->bool: # Always false for a patience of 0
     "Early stopping: were the last `early_stopping_patience` measurements no better than an earlier one?"

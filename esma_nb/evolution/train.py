@@ -14,6 +14,7 @@ from typing import Callable
 from ..prompts.elicitation import claim_prompts
 from ..rewards.rewards import graded
 from ..core.cli import command
+from ..core.manifests import sha256_model_files
 from ..core.provenance import describe_function
 from ..core.runs import open_run
 from ..datasets.rows import describe,sample_rows,sha256_rows
@@ -42,7 +43,6 @@ def changeable(args:dict)->tuple: # Names of arguments that may differ when a ru
 
 def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on two questions, and only then create its folder; `task` is from `claim_and_reward`."
-    from esma_nb.engines.models import weights_sha256
     from esma_nb.evolution.trainer import ESTrainer
     protocol = training_protocol(args)
     rows,eval_rows,counts = load_questions(args, clean=protocol['clean'])
@@ -50,8 +50,9 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     wanted = args['num_data_per_iteration']
     if wanted>len(rows): raise ValueError(f"{wanted} questions an iteration, but {args['dataset']} has {len(rows)} to train on: "
         "lower --num_data_per_iteration")
+    about = dict(counts=counts, protocol=protocol, questions_sha256=sha256_rows(rows+eval_rows))
     def claim_folder(**more):
-        if group.is_main: open_run(out, args, changeable(args), counts=counts, protocol=protocol, questions_sha256=sha256_rows(rows+eval_rows), **more)
+        if group.is_main: open_run(out, args, changeable(args), **about, **more)
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here
@@ -63,7 +64,7 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     if dry_run:
         log(estimate_cost(run))
         return run
-    claim_folder(weights_sha256=weights_sha256(args['model']))
+    claim_folder(weights_sha256=sha256_model_files(args['model']))
     group.barrier()
     return run
 

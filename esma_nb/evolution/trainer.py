@@ -15,7 +15,7 @@ from typing import Callable
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..metrics.scores import MetaScores
-from ..core.files import append_lines,read_json,read_lines,atomic_write
+from ..core.files import append_lines,read_lines,atomic_write
 from ..core.manifests import sha256_json
 from ..core.runs import read_metrics
 from ..datasets.rows import sample_rows
@@ -27,7 +27,7 @@ from ..integrations.trackers import Tracker,tracker
 from .distributed import ShardedUpdate
 from .population import es_iteration
 from .checkpoint import StopRequested,check_interrupt,check_journal,defer_interrupts,noise_sha256,prune_checkpoints,resume_weights,save_checkpoint,sha256_master,sync_interrupt
-from .telemetry import best_measurement,measure,progress_summary,score_line,should_stop_early,telemetry,write_summary
+from .telemetry import best_measurement,lost_best,measure,progress_summary,score_line,should_stop_early,telemetry,write_summary
 from .members import MemberEvaluator
 
 # %% ../../nbs/evolution/09_trainer.ipynb #2900c542
@@ -205,13 +205,6 @@ def run_iterations(self:ESTrainer, until:float): # Seconds, as from `monotonic`
 
 # %% ../../nbs/evolution/09_trainer.ipynb #acb7e27d
 @patch
-def note_lost_best(self:ESTrainer):
-    "Say how to make the best model again, where its weights were not kept."
-    best,path = best_measurement(self.measured, self.args['metric_for_best_model'])['iteration'],self.out/'best'/'manifest.json'
-    if best and not (path.exists() and read_json(path)['iteration']==best):
-        self.log(f"the best measurement is that of iteration {best}, whose weights were not kept: esma_nb_replay {self.out} --iteration {best} makes them again")
-
-@patch
 def checkpoint_and_evaluate(self:ESTrainer)->bool:
     "Save and measure what is due after the latest iteration; was it the last one?"
     a,t = self.args,self.done
@@ -226,5 +219,6 @@ def checkpoint_and_evaluate(self:ESTrainer)->bool:
         self.tracker.log_scores(self.measured[t], t)
     keeps_best = every or self.group.broadcast((self.out/'best').exists())
     if (due or last) and keeps_best and best_measurement(self.measured, a['metric_for_best_model'])['iteration']==t: self.save(self.out/'best')
-    if last and keeps_best: self.note_lost_best()
-    return last or regular and should_stop_early(self.measured, a['metric_for_best_model'], a['early_stopping_patience'])
+    ends = last or regular and should_stop_early(self.measured, a['metric_for_best_model'], a['early_stopping_patience'])
+    if ends and keeps_best and (lost := lost_best(self.out, self.measured, a['metric_for_best_model'])): self.log(lost)
+    return ends
