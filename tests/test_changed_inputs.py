@@ -63,12 +63,15 @@ def test_other_answers(tmp_path):
     with pytest.raises(ValueError, match='other questions or answers'): quietly(sft, **SFT | tune)
 
 @pytest.mark.parametrize('command', [lambda out: train(**ES, num_iterations=2, output_dir=out), lambda out: sft(**SFT, num_samples=12, output_dir=out)])
-def test_a_model_that_is_gone_is_made_again(tmp_path, command):
+def test_a_changed_model_is_refused_and_one_that_is_gone_made_again(tmp_path, command):
     first,weights = quietly(command, str(tmp_path/'run')),tmp_path/'run'/'model'/'model.safetensors'
-    for spoil in (weights.unlink, lambda: shutil.rmtree(weights.parent), lambda: weights.write_bytes(weights.read_bytes()[:1000])):
+    for spoil in (lambda: weights.write_bytes(weights.read_bytes()[:1000]), weights.unlink):
         spoil()
-        again = quietly(command, str(tmp_path/'run'))
-        assert again['model_sha256']==first['model_sha256'] and weights.stat().st_size>10**6
+        with pytest.raises(ValueError, match='model.safetensors is .*delete or rename .*/run/model and'): quietly(command, str(tmp_path/'run'))
+        assert not weights.exists() or weights.stat().st_size==1000
+    shutil.rmtree(weights.parent)
+    again = quietly(command, str(tmp_path/'run'))
+    assert again['model_sha256']==first['model_sha256'] and weights.stat().st_size>10**6
 
 def test_a_delta_has_no_path_of_the_machine(tmp_path):
     for name,factor in dict(base=1., tuned=1.3).items(): save(tmp_path/name, factor)

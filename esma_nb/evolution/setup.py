@@ -7,7 +7,7 @@ __all__ = ['metrics_for_best_model', 'resolve', 'claim_and_reward', 'check_args'
            'load', 'start_engine', 'format_results', 'is_finished', 'finish_run']
 
 # %% ../../nbs/evolution/10_setup.ipynb #3986cf3e
-from contextlib import nullcontext,suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -123,11 +123,11 @@ def format_results(out:Path, result:dict)->str: # The last lines of the command
         f"its records in {out/'records'}\nmodel_sha256 {result['model_sha256']}")
 
 def is_finished(out:Path, num_iterations:int=1)->bool:
-    "Has the run in `out` done all of its iterations, and is its model there? A damaged one is made again."
+    "Has the run in `out` done all of its iterations, and is its model there? A model with other files than the run wrote is a ValueError."
     path = out/'summary.json'
-    if not path.exists() or read_json(path).get('iterations', 0)<num_iterations: return False
-    with suppress(ValueError): return bool(verify_manifest(out/'model'))
-    return False
+    if not path.exists() or read_json(path).get('iterations', 0)<num_iterations or not (out/'model').exists(): return False
+    try: return bool(verify_manifest(out/'model'))
+    except ValueError as e: raise ValueError(f"{e}: restore it, or delete or rename {out/'model'} and this command makes the model again") from None
 
 def finish_run(
     run, # A trainer; None where the run in `out` is finished already
