@@ -78,7 +78,7 @@ def test_arms_are_compared_with_base(tmp_path, monkeypatch):
         put(f'base-{s}', 'meta', lines)
         for seed in evidence.seeds: put(f'auroc-{seed}-{s}', 'meta', informed(lines)), put(f'sft-meta-{seed}-{s}', 'meta', lines)
     for seed in evidence.seeds:
-        for arm in ('auroc', 'sft-meta'): put(f'{arm}-{seed}', 'before', base['nq_open'][:240]), put(f'{arm}-{seed}', 'iter000040', base['nq_open'][:240])
+        for arm in ('auroc', 'sft-meta', 'auroc-rademacher'): put(f'{arm}-{seed}', 'before', base['nq_open'][:240]), put(f'{arm}-{seed}', 'iter000040', base['nq_open'][:240])
     rows = {(r['arm'], r['outcome']): r for r in evidence.arm_rows()}
     better,same = rows['auroc', 'auroc'],rows['sft-meta', 'auroc']
     assert better['ci'][0]>.2 and better['corrected_ci'][0]<better['ci'][0] and same['mean']==0 and len(same['each'])==3
@@ -88,9 +88,19 @@ def test_arms_are_compared_with_base(tmp_path, monkeypatch):
     assert evidence.findings([r | dict(ci=[-1, 1]) if r['outcome']=='auroc_of_same_answers' else r for r in rows.values()])==[]
     assert all(rows[a, 'auroc_of_same_answers']['mean']==rows[a, 'auroc']['mean'] for a in ('auroc', 'sft-meta'))
     assert any('sft-meta: auroc is not shown' in l for l in evidence.against([*rows.values()])) and not any(l.startswith('auroc') for l in evidence.against([*rows.values()]))
+    def listed(arm, outcome, **more): return [r | more if (r['arm'], r['outcome'])==(arm, outcome) else r for r in rows.values()]
+    harmed = listed('auroc', 'accuracy', mean=-.031)
+    assert evidence.findings(harmed)==[] and 'auroc: harmful, accuracy -0.031' in evidence.against(harmed)
+    assert any(l.startswith('sft-meta: auroc fell') for l in evidence.against(listed('sft-meta', 'auroc', corrected_ci=[-.2, -.1])))
+    assert evidence.ahead(dict.fromkeys([('sft-meta', 'auroc'), ('auroc', 'auroc'), ('balanced', 'auroc')], dict(mean=.1)))==[]
+    assert 'ahead of' in evidence.ahead({(arm, 'auroc'): dict(mean=m) for arm,m in {'sft-meta': .2, 'auroc': .1, 'balanced': .1}.items()})[0]
+    assert evidence.flagged('auroc', evidence.as_they_are, evidence.sets, 'sft-meta-{seed}')
     changed = evidence.heldout_rows()
     assert len(changed)==6 and all(c['heldout']['n']==240 and c['answers']['nq_open']['gained']==0 for c in changed)
     assert evidence.of_noise() is None
+    for seed in evidence.seeds:
+        for s,lines in base.items(): put(f'auroc-rademacher-{seed}-{s}', 'meta', lines)
+    assert evidence.of_noise()['mean']==pytest.approx(-better['mean'])
     put('sft-meta-2-nq_open', 'meta', [l | dict(yes=None, unparsed=True) for l in base['nq_open']])
     mute = {r['outcome']: r for r in evidence.arm_rows() if r['arm']=='sft-meta'}
     assert mute['yes_rate']['mean'] is None and 'not defined in every run' in mute['yes_rate']['reason'] and mute['accuracy']['mean']==0

@@ -131,13 +131,16 @@ def of_same_answers(start, arm): return start,[replace(b, correct=a.correct) for
 def less_threshold_if_all_count(start, arm): return with_line(start),[replace(r, yes=not r.correct) if r.unparsed else r for r in arm]
 def of_readability(start, arm): return tuple([replace(r, correct=not r.unparsed) for r in rows] for rows in (start, arm))
 
-def outcome(arm:str, measure:str, view=as_they_are, confidence:float=.95, questions=sets, start:str='base'): # A `PooledDifference` of an arm and its start, the same for all seeds or with {seed}
+def compared(arm:str, view, questions=sets, start:str='base')->list: # By set the `columns` of the starts and of the arm's runs, one for each seed; `start` is one run, or has {seed}
     seeds = complete(arm, questions)
-    def joined(s): # A list of starts and a list of arms, one for each seed
+    def joined(s):
         starts = {f'start {seed}': records(f'{start.format(seed=seed)}-{s}') for seed in seeds}
         rows,_ = join_records(starts | {seed: records(f'{arm}-{seed}-{s}') for seed in seeds})
         return zip(*([columns(r) for r in view(rows[f'start {seed}'], rows[seed])] for seed in seeds))
-    firsts,seconds = zip(*map(joined, questions))
+    return [*map(joined, questions)]
+
+def outcome(arm:str, measure:str, view=as_they_are, confidence:float=.95, questions=sets, start:str='base'): # A `PooledDifference` of an arm and its start
+    firsts,seconds = zip(*compared(arm, view, questions, start))
     return pooled_difference([list(f) for f in firsts], [list(x) for x in zip(*seconds)], measure, confidence)
 
 def curves(way)->dict: # By seed the lines of its held-out scores, by iteration
@@ -182,15 +185,13 @@ secondary = {'accuracy': ('accuracy', as_they_are), 'yes_rate': ('yes_rate', as_
 of_words = 'd_prime_less_threshold', 'd_prime_less_matched', 'balanced_accuracy_less_threshold' # No outcomes of the arms that are not paid for words
 corrected = 1-.05/8 # Of 8 comparisons
 
-def flagged(arm, questions=sets)->list: # The flags of d′ of an arm's words, of all its seeds and sets: with one, its d′ is no finding
-    return sorted({f for seed in complete(arm, questions) for s in questions for f in dprime_flags(records(f'{arm}-{seed}-{s}'))})
-
-def dprime_flags(rows)->list: return flags(count_cells(*(columns(rows)[k] for k in ('correct', 'yes'))).values())
+def flagged(*how)->list: # As for `compared`: the flags of both d′, of all seeds and sets; with one, their difference is no finding
+    return sorted({f for pair in compared(*how) for runs in pair for rows in runs for f in flags(count_cells(rows['correct'], rows['yes']).values())})
 
 def finished(questions=sets)->list: return [arm for arm in arms if len(complete(arm, questions))==len(seeds)]
 
 def arm_row(arm, name, measure, view, start='base', questions=sets)->dict: # With the reason where an outcome is not defined in every run
-    row = dict(arm=arm, outcome=name, seeds=len(complete(arm, questions)), flags=flagged(arm, questions)*name.startswith('d_prime'))
+    row = dict(arm=arm, outcome=name, seeds=len(complete(arm, questions)), flags=flagged(arm, view, questions, start) if name.startswith('d_prime') else [])
     try: d,wide = (outcome(arm, measure, view, c, questions, start) for c in (.95, corrected))
     except ValueError as e: return row | dict(mean=None, ci=None, corrected_ci=None, each=None, reason=str(e))
     return row | dict(mean=d.mean, ci=d.ci, corrected_ci=wide.ci if name in primary else None, each=d.each, reason=None)
@@ -216,22 +217,29 @@ def tracking_rows()->list: # Does the log-odds go with being right, or with cons
 
 confirmed_by = dict(auroc=['auroc_of_same_answers'], d_prime_less_threshold=['d_prime_less_matched', 'balanced_accuracy_less_threshold']) # Rows whose 95 % interval has to lie above 0 too
 
+def is_harmful(rows, arm)->bool: return next(r['mean'] for r in rows if (r['arm'], r['outcome'])==(arm, 'accuracy'))<-.03
+
 def findings(rows:list)->list: # The primary outcomes that are findings by the plan and its deviations
     at = {(r['arm'], r['outcome']): r for r in rows}
     def above(r, ci): return bool(r[ci]) and r[ci][0]>0 and not r['flags']
-    return [f'{arm}: {name}' for (arm,name),r in at.items() if name in primary and above(r, 'corrected_ci') and all(above(at[arm, k], 'ci') for k in confirmed_by[name])]
+    return [f'{arm}: {name}' for (arm,name),r in at.items() if name in primary and not is_harmful(rows, arm) and above(r, 'corrected_ci') and all(above(at[arm, k], 'ci') for k in confirmed_by[name])]
 
 def against(rows:list)->list: # What the plan counts against an arm, by its rows
-    def of(arm, name): return next(r for r in rows if (r['arm'], r['outcome'])==(arm, name))
-    found = []
+    at,found = {(r['arm'], r['outcome']): r for r in rows},[]
     for arm in finished():
-        accuracy = of(arm, 'accuracy')
-        if accuracy['mean']<-.03: found.append(f"{arm}: accuracy {accuracy['mean']:+.3f}")
+        if is_harmful(rows, arm): found.append(f"{arm}: harmful, accuracy {at[arm, 'accuracy']['mean']:+.3f}")
         for name in primary:
-            r = next((r for r in rows if (r['arm'], r['outcome'])==(arm, name)), None)
-            if r and r['each'] and len({x>0 for x in r['each']})>1: found.append(f'{arm}: the seeds disagree in the sign of {name}')
-            if r and r['ci'] and r['corrected_ci'][0]<=0: found.append(f"{arm}: {name} is not shown to rise; 99.4 % interval {r['corrected_ci'][0]:+.3f} to {r['corrected_ci'][1]:+.3f}")
-    return found
+            r = at.get((arm, name))
+            if not r or not r['each']: continue
+            low,high = r['corrected_ci']
+            if len({x>0 for x in r['each']})>1: found.append(f'{arm}: the seeds disagree in the sign of {name}')
+            if low<=0: found.append(f"{arm}: {name} {'fell' if high<0 else 'is not shown to rise'}; 99.4 % interval {low:+.3f} to {high:+.3f}")
+    return found + ahead(at)
+
+def ahead(at)->list: # Is the mean of SFT-meta above those of both ways to evolve from base or from it?
+    means = [at[arm, 'auroc']['mean'] for arm in ('sft-meta', 'auroc', 'balanced') if (arm, 'auroc') in at]
+    if len(means)<3 or None in means or means[0]<=max(means[1:]): return []
+    return [f'sft-meta: its auroc is ahead of those of auroc and balanced ({means[0]:+.3f}, {means[1]:+.3f}, {means[2]:+.3f})']
 
 def heldout_rows()->list: # By arm and seed: the 240 questions of the pool before and after training, and by set the answers that changed
     def change(arm, seed):
@@ -244,11 +252,11 @@ def heldout_rows()->list: # By arm and seed: the 240 questions of the pool befor
         return mcnemar(*([r.correct for r in rs] for rs in rows.values()))
     return [dict(arm=arm, seed=seed, heldout=change(arm, seed), answers={s: answers(arm, seed, s) for s in sets}) for arm in finished() for seed in seeds]
 
-def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the one with gaussian noise, by seed and pooled over them
+def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the one with gaussian noise, of the same seeds
     if not {'auroc', 'auroc-rademacher'}<={*finished()}: return None
-    gaussian,rademacher = (arm_row(arm, 'auroc', *primary['auroc'])['each'] for arm in ('auroc', 'auroc-rademacher'))
-    if None in (gaussian, rademacher): return None
-    return t_interval(np.subtract(rademacher, gaussian)) | dict(each=np.subtract(rademacher, gaussian).tolist())
+    try: d = outcome('auroc-rademacher', 'auroc', start='auroc-{seed}')
+    except ValueError: return None
+    return dict(mean=d.mean, ci=d.ci, each=d.each)
 
 def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), findings=findings(rows), against=against(rows), heldout=heldout_rows(), others=other_rows(), tracking=tracking_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
 

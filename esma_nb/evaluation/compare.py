@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Comparison', 'compare_runs', 'answers_notes', 'tracked', 'flagged', 'dprime_warning', 'difference_table',
-           'format_comparison', 'tracking_lines', 'worth_lines', 'forgetting_table', 'files_by_name',
+           'format_comparison', 'shared_lines', 'tracking_lines', 'worth_lines', 'forgetting_table', 'files_by_name',
            'last_record_file', 'select_files', 'own_runs', 'csv_rows', 'write_csv', 'compare']
 
 # %% ../../nbs/evaluation/10_compare.ipynb #90f76895
@@ -104,11 +104,17 @@ def format_comparison(c:Comparison)->str: # Markdown
     tests = [f"- {c.first} to {k}: {t['gained']} answers gained, {t['lost']} lost, McNemar's mid-p {t['p']:.3g}"
         for k,t in c.accuracy.items()]
     why = [f'- {k}: {d.reason}' for k,found in c.differences.items() for d in found.values() if d.reason]
-    why += [f"- {k}: auroc from {d.n:,} of {c.rows['joined']:,} questions, those with log-odds in both; {c.first} has {format_value(d.first)} on them"
-        for k,found in c.differences.items() if (d := found['auroc']).ci and d.n<c.rows['joined']]
+    why += [line for k,found in c.differences.items() for line in shared_lines(c, k, found)]
     return '\n'.join([f"{', '.join(counted)}; * marks a difference whose 95 % interval, paired by question, leaves out 0",
         '', difference_table(c), '', *tests, *why, *(f'- {n}' for n in c.notes), '', *worth_lines(c), *tracking_lines(c),
         f'### {c.last}: self-knowledge or a heuristic?', '', control_table(c.controls)])
+
+def shared_lines(c, name, found)->list: # What is compared on some of the questions only; measures with the same questions in one line
+    by_claim = [m for m in measures if m not in ('accuracy', 'auroc')]
+    kinds = {'those whose claims can be read in both': [m for m in by_claim if found[m].ci], 'those with log-odds in both': ['auroc']*bool(found['auroc'].ci)}
+    def of_first(ms): return ', '.join(f'{label(m)} {bracket_flagged(format_value(found[m].first), found[m].flags[0])}' for m in ms)
+    return [f"- {name}: {', '.join(map(label, ms))} from {found[ms[0]].n:,} of {c.rows['joined']:,} questions, {which}; {c.first} has {of_first(ms)} on them"
+        for which,ms in kinds.items() if ms and found[ms[0]].n<c.rows['joined']]
 
 def tracking_lines(c:Comparison)->list: # A table; empty where no run recorded its consistency
     "Does the confidence of each run follow being right, or being consistent?"

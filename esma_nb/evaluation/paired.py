@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measures', 'index_by_id', 'join_records', 'check_same_question', 'claims_on_answers', 'rate_influence',
-           'dprime_influence', 'auroc_influence', 'balanced_influence', 'influences', 'Difference', 'shared_log_odds',
+           'dprime_influence', 'auroc_influence', 'balanced_influence', 'influences', 'Difference', 'keep_shared',
            'differences', 'fewest', 'difference', 'PooledDifference', 'seed_covariance', 'pooled_difference', 'mcnemar']
 
 # %% ../../nbs/evaluation/04_paired.ipynb #b7959bc0
@@ -119,32 +119,34 @@ class Difference:
     ci:list=None # Its 95 % interval, paired by question
     reason:str=None # Why there is no difference
     flags:list=field(default_factory=lambda: [[], []]) # Of a d′, the `flags` of the first and of the second run
-    n:int=None # Number of questions, where it is only those with log-odds
+    n:int=None # Number of questions with a readable claim, for the AUROC with log-odds, in both runs
 
-def shared_log_odds(*runs)->list: # `columns` of runs over the same questions
-    "The same columns, with log-odds only for the questions for which every run has them."
-    known = [None not in odds for odds in zip(*(r['log_odds'] for r in runs))]
-    return [dict(r, log_odds=[o if k else None for o,k in zip(r['log_odds'], known)]) for r in runs]
+def keep_shared(field:str, *runs)->list: # `columns` of runs over the same questions
+    "The same columns, with `yes` or `log_odds` only for the questions for which every run has it."
+    known = [None not in values for values in zip(*(r[field] for r in runs))]
+    return [r | {field: [x if k else None for x,k in zip(r[field], known)]} for r in runs]
 
 def differences(
     first:dict, # `columns` of the first run
     second:dict, # `columns` of the second run, over the same questions in the same order
 )->dict: # A `Difference` for each of `measures`
-    "All measures of two runs, and their paired differences; the AUROC on the questions with log-odds in both."
+    "All measures of two runs, and their paired differences: those of claims where both can be read, the AUROC where both have log-odds."
     n = len(first['correct'])
     if n!=len(second['correct']): raise ValueError(f"{n} rows and {len(second['correct'])}: join the runs first")
-    shared = shared_log_odds(first, second)
+    shared = keep_shared('yes', *keep_shared('log_odds', first, second))
     a,b = map(influences, shared)
-    found = {m: difference(m, a[m], b[m]) for m in measures}
-    area = found['auroc'] = difference('auroc', a['auroc'], b['auroc'], min(map(fewest, shared))-1)
-    area.n = sum(o is not None for o in shared[0]['log_odds'])
-    if area.ci is None:
-        area.first,area.second = (as_float(influences(rows)['auroc'][0]) for rows in (first, second))
-        area.reason += ' in both runs'
-    found['d_prime_loglinear'].flags = [flags(count_cells(rows['correct'], rows['yes']).values()) for rows in (first, second)]
+    found = {m: difference(m, a[m], b[m], min(map(fewest, shared))-1 if m=='auroc' else None) for m in measures}
+    for m,d in found.items():
+        if m=='accuracy': continue
+        runs = shared if d.ci else (first, second)
+        d.n = sum(x is not None for x in shared[0]['log_odds' if m=='auroc' else 'yes'])
+        if m=='d_prime_loglinear': d.flags = [flags(count_cells(rows['correct'], rows['yes']).values()) for rows in runs]
+        if d.ci is None:
+            d.first,d.second = (as_float(influences(rows)[m][0]) for rows in runs)
+            d.reason += ' in both runs'
     return found
 
-def fewest(rows)->int: # `columns`: the number of right or of wrong answers with log-odds, whichever is smaller
+def fewest(rows)->int: # `columns`; the number of right or of wrong answers with log-odds, whichever is smaller
     return min(sum(o is not None and bool(c)==side for c,o in zip(rows['correct'], rows['log_odds'])) for side in (True, False))
 
 def difference(name:str, first:tuple, second:tuple, df:int=None)->Difference: # From what `influences` has of each; `df`: degrees of freedom of the quantile, for an AUROC; None: normal
@@ -165,16 +167,16 @@ class PooledDifference:
     each:list # The difference of every seed, mean over the sets
     between:float # Standard deviation of `each`
 
-def seed_covariance(measure, firsts, seconds)->tuple: # Differences of the seeds on one set, (seeds,), and their covariance over questions, (seeds, seeds)
+def seed_covariance(measure, firsts, seconds)->tuple: # Of one set: differences of the seeds, (seeds,), their covariance over questions, (seeds, seeds), and its degrees of freedom
     lengths = [len(rows['correct']) for rows in (*firsts, *seconds)]
     if len(set(lengths))>1: raise ValueError(f"{lengths[0]} rows and {next(n for n in lengths if n!=lengths[0])}: join the runs first")
-    shared = shared_log_odds(*firsts, *seconds)
+    shared = keep_shared('log_odds', *firsts, *seconds)
     found = [influences(rows)[measure] for rows in shared]
     pairs = list(zip(found[:len(firsts)], found[len(firsts):], strict=True))
     pull = np.array([q-p for (_,p,_),(_,q,_) in pairs])
     cov = pull@pull.T
     np.fill_diagonal(cov, [max(0., v+w-2*float(p@q)) for (_,p,v),(_,q,w) in pairs])
-    return np.array([b-a for (a,_,_),(b,_,_) in pairs]),cov
+    return np.array([b-a for (a,_,_),(b,_,_) in pairs]),cov,max(min(map(fewest, shared))-1, 1) if measure=='auroc' else np.inf
 
 def pooled_difference(
     first:list, # For each question set the `columns` of the first run; or a list of them, one for each seed
@@ -182,15 +184,18 @@ def pooled_difference(
     measure:str='auroc', # One of `measures`, or `balanced_accuracy`
     confidence:float=.95, # Of the interval, between 0 and 1
 )->PooledDifference:
-    "Pool the paired differences of runs with several seeds: mean over seeds and sets, with a random effect for the seed."
-    from scipy.stats import norm,t
+    "Pool the paired differences of runs with several seeds: mean over seeds and sets, with a random effect for the seed; claims as far as each run's can be read."
+    from scipy.stats import t
     n,k = len(seconds),len(first)
     if n<2: raise ValueError(f"{n} seed: the variance between seeds needs 2 or more")
     by_set = [seed_covariance(measure, rows if isinstance(rows, list) else [rows]*n, [s[i] for s in seconds]) for i,rows in enumerate(first)]
-    each,cov = sum(d for d,_ in by_set)/k,sum(c for _,c in by_set)/k**2
+    changes,covs,dfs = zip(*by_set)
+    each,cov = sum(changes)/k,sum(covs)/k**2
     if np.isnan(each).any(): raise ValueError(f"{label(measure)} is not defined in every run: {requirements.get(measure, 'right and wrong answers with readable claims')}")
     questions,seeds,level = cov.mean(),each.var(ddof=1)/n,(1+confidence)/2
-    half = (questions*norm.ppf(level) + seeds*t.ppf(level, n-1))/max(questions+seeds, 1e-300)**.5 # Cochran and Cox: a quantile weighted by the 2 variances
+    unsure = sum(c.mean()**2/df for c,df in zip(covs, dfs))
+    df = sum(c.mean() for c in covs)**2/unsure if unsure else np.inf # Of the sets together (Welch and Satterthwaite)
+    half = (questions*t.ppf(level, df) + seeds*t.ppf(level, n-1))/max(questions+seeds, 1e-300)**.5 # Cochran and Cox: a quantile weighted by the 2 variances
     return PooledDifference(float(each.mean()), [float(each.mean()-half), float(each.mean()+half)], each.tolist(), float(each.std(ddof=1)))
 
 # %% ../../nbs/evaluation/04_paired.ipynb #7fc52ce8
