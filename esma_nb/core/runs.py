@@ -31,7 +31,7 @@ def open_run(
     folder, # Run folder
     args:dict, # All arguments that determine the result, JSON-ready
     may_change=(), # Names of arguments that may differ when the run is resumed
-    **more, # Further entries for `args.json`; `questions_sha256` and `weights_sha256` have to be the same when the run is resumed
+    **more, # Further entries for `args.json`; `questions_sha256`, `weights_sha256` and `model_commit` have to be the same when the run is resumed
 )->bool: # Is the run resumed?
     "Start a run in `folder`, or resume it if the arguments are the same; a folder of another run is refused."
     path,args = Path(folder)/'args.json',json.loads(json.dumps(args))
@@ -62,7 +62,7 @@ def read_metrics(folder)->list: # One dict for each line
     if odd: raise ValueError(f"{path} line {odd} is damaged: restore the file or delete the line")
     return lines
 
-input_hashes = dict(questions_sha256='these are other questions or answers', weights_sha256='the model has other weights')
+input_hashes = dict(questions_sha256='these are other questions or answers', weights_sha256='the model has other weights', model_commit='the model is another revision')
 
 def read_about(folder)->dict: # Content of its `args.json`; empty where there is none
     "What a run folder says of its run; a damaged file is a ValueError that names it."

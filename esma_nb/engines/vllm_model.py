@@ -172,7 +172,7 @@ def load_config(
     from transformers import AutoConfig,AutoTokenizer,GenerationConfig
     from esma_nb.engines.models import explain_load_error
     folder = vllm_folder(name)
-    try: config,tokenizer = AutoConfig.from_pretrained(folder),AutoTokenizer.from_pretrained(folder)
+    try: config,tokenizer = (kind.from_pretrained(folder, trust_remote_code=False) for kind in (AutoConfig, AutoTokenizer))
     except Exception as e: raise ValueError(f"cannot load model {name!r}: {explain_load_error(e)}") from e # A damaged file can raise any of them
     try: generation = GenerationConfig.from_pretrained(folder)
     except OSError: generation = GenerationConfig.from_model_config(config)

@@ -19,7 +19,6 @@ from fastcore.meta import delegates
 from ..metrics.matching import word_match
 from ..core.cli import command
 from ..core.files import append_lines,read_lines,write_json
-from ..core.manifests import sha256_model_files
 from ..core.runs import lock_run,open_run
 from ..prompts.elicitation import Claim,claim_prompts
 from ..datasets.question_sets import default_grader
@@ -247,10 +246,11 @@ def eval_model(
     if engine=='vllm': prepare_environment()
     check_engine(engine, device, tensor_parallel_size)
     plan = plan_evaluation(args | prompt_limits(args['preset'], args), 'eval')
+    from esma_nb.engines.models import identify_model
     generate,device_name,_ = local_model(plan.args, plan.protocol, batch_size, device)
     ask = plan.signals and partial(ask_signals, **plan.signals, agree=plan.agree, keep=plan.keep_samples)
     def work(bar): return evaluate_into(plan.records, generate, plan.rows, plan.claim, plan.match, batch_size, lambda done: bar.update(done-bar.n), ask)
-    with open_evaluation(plan, device=device_name, weights_sha256=sha256_model_files(model)):
+    with open_evaluation(plan, device=device_name, **identify_model(model)):
         with_progress(plan.records, len(plan.rows), work)
         result = close_evaluation(plan)
     out = quote(f'./{plan.out}' if str(plan.out)[0]=='-' else str(plan.out))

@@ -14,7 +14,6 @@ from typing import Callable
 from ..prompts.elicitation import claim_prompts
 from ..rewards.rewards import graded
 from ..core.cli import command
-from ..core.manifests import sha256_model_files
 from ..core.provenance import describe_function
 from ..core.runs import open_run
 from ..datasets.rows import describe,sample_rows,sha256_rows
@@ -53,6 +52,7 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     about = dict(counts=counts, protocol=protocol, questions_sha256=sha256_rows(rows+eval_rows))
     def claim_folder(**more):
         if group.is_main: open_run(out, args, changeable(args), **about, **more)
+    from esma_nb.engines.models import identify_model
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here
@@ -64,7 +64,7 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     if dry_run:
         log(estimate_cost(run))
         return run
-    claim_folder(weights_sha256=sha256_model_files(args['model']))
+    claim_folder(**identify_model(args['model']) if group.is_main else {})
     group.barrier()
     return run
 

@@ -9,7 +9,6 @@ __all__ = ['at_iteration', 'replay_run']
 from pathlib import Path
 from ..core.cli import command
 from ..core.files import read_lines
-from ..core.manifests import sha256_model_files
 from ..core.runs import read_about
 
 # %% ../../nbs/patching/00_replay.ipynb #dcbb5dc5
@@ -21,7 +20,7 @@ def at_iteration(
 )->tuple: # Model, tokenizer, `MasterWeights` and the iteration
     "Recompute a run's model at an iteration."
     from esma_nb.evolution.checkpoint import check_journal,make_master_weights,resume_weights
-    from esma_nb.engines.models import load_model
+    from esma_nb.engines.models import identify_model,load_model
     for name in ('args.json', 'journal.jsonl'):
         if not (run/name).exists():
             raise FileNotFoundError(f"{run} is no run folder of esma_nb_train: it has no {name}")
@@ -31,9 +30,9 @@ def at_iteration(
     t = len(journal) if iteration is None else iteration
     if not 0<=t<=len(journal):
         raise ValueError(f"there is no iteration {t} in {run}: its journal has 0 to {len(journal)}")
-    if (base := about.get('weights_sha256')) and sha256_model_files(args['model'])!=base: raise ValueError(f"{args['model']} is missing, or has other weights than when the run began: "
-        "restore it; a relative path counts from the folder where the run was started")
     model,tokenizer = load_model(args['model'], 'float32', device)
+    if any(about.get(k) and about[k]!=v for k,v in identify_model(args['model']).items()): raise ValueError(f"{args['model']} has other weights than when the run began: "
+        "restore it; a relative path counts from the folder where the run was started")
     master = make_master_weights(model, dict(perturbation='full', rank=4, optimizer='sgd', momentum=.9, weight_decay=0.) | args)
     resume_weights(master, run/'checkpoints' if checkpoints else run/'none', journal[:t], print)
     return model,tokenizer,master,t

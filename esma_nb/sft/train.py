@@ -10,7 +10,6 @@ from pathlib import Path
 from fastcore.meta import delegates
 from ..prompts.templates import language
 from ..core.cli import command
-from ..core.manifests import sha256_model_files
 from ..core.runs import open_run
 from ..datasets.rows import describe,sha256_rows
 from ..evaluation.protocol import training_protocol
@@ -48,6 +47,7 @@ may_change = ('eval_batch_size', 'evaluate_interval', 'model_save_interval', 'ke
 
 def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, or None if the run is finished
     "Load model and rows, try the longest example, and only then create the run folder."
+    from esma_nb.engines.models import identify_model
     from esma_nb.sft.trainer import SFTTrainer
     rows,eval_rows,counts = load_questions(args)
     about = dict(counts=counts, protocol=training_protocol(args), questions_sha256=sha256_rows(rows+eval_rows))
@@ -58,7 +58,7 @@ def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, o
     sft_trainer = SFTTrainer(args, out, *load(args, group), rows, eval_rows, make_examples, group, log)
     longest = max(rows, key=lambda r: len(r['question'])+len(r['answers'][0]))
     for pair in sft_trainer.pairs(longest, True): sft_trainer.example(pair)
-    create_run_folder(weights_sha256=sha256_model_files(args['model']))
+    create_run_folder(**identify_model(args['model']) if group.is_main else {})
     group.barrier()
     return sft_trainer
 
