@@ -6,7 +6,7 @@
 __all__ = ['sha256_file', 'write_manifest', 'sha256_json', 'sha256_model_files', 'verify_manifest']
 
 # %% ../../nbs/core/03_manifests.ipynb #13825e9e
-import hashlib,json,os
+import hashlib,json
 from pathlib import Path
 from .files import read_json,write_json
 
@@ -32,11 +32,10 @@ def sha256_json(facts:dict)->str: # SHA-256, hex
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 def sha256_model_files(
-    name:str, # A local folder or `.gguf` file; anything else is a name
-)->str: # Hex; None for a name
+    path, # A local folder or `.gguf` file
+)->str: # Hex; None for a folder without safetensors
     "Hash the files of a model's weights, to tell whether they are still the same; weights that are saved again in other files count as others."
-    path = Path(os.path.expanduser(name))
-    if name in ('demo', 'smollm2'): return None
+    path = Path(path)
     paths = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
     return sha256_json({p.name: sha256_file(p) for p in paths}) if paths else None
 

@@ -25,15 +25,15 @@ from ..core.manifests import sha256_model_files
 
 # %% ../../nbs/engines/00_models.ipynb #5ca39d52
 def find_model(
-    name:str, # `demo`, `smollm2`, a local folder, a `.gguf` file, or an id on the hub
+    name:str, # `demo`, `smollm2`, a local folder, also that of a training run, a `.gguf` file, or an id on the hub
 )->dict: # Keyword arguments for `from_pretrained`
     "The arguments with which `from_pretrained` finds the files of model `name`."
     path = Path(os.path.expanduser(name)) # `Path.expanduser` raises where there is no such user
     if name=='demo': return dict(pretrained_model_name_or_path=str(files('esma_nb')/'data'/'demo'/'model'))
     if name=='smollm2': return find_smollm2()
     if path.suffix=='.gguf' and path.is_file(): return gguf_file(path)
-    if (path/'config.json').is_file(): return dict(pretrained_model_name_or_path=str(path))
-    if (path/'model'/'config.json').is_file(): raise ValueError(f"{name} is the folder of a run: name its model, {path/'model'}")
+    for folder in (path, path/'model'):
+        if (folder/'config.json').is_file(): return dict(pretrained_model_name_or_path=str(folder))
     if path.exists(): raise ValueError(f"{name} holds no config.json of a model: {MODEL_CHOICES}")
     is_path = name.count('/')>1 or name[:1] in './~' or path.suffix=='.gguf'
     if is_path: raise ValueError(f"there is no {name}: {MODEL_CHOICES}")
@@ -44,9 +44,11 @@ def identify_model(
 )->dict: # `weights_sha256` of a local model's files, or `model_commit` of one of the hub; None for what is not known
     "What has to be the same when a run with this model is resumed."
     from huggingface_hub import try_to_load_from_cache
-    place = find_model(name)['pretrained_model_name_or_path']
-    path = None if Path(place).exists() else try_to_load_from_cache(place, 'config.json')
-    return dict(weights_sha256=sha256_model_files(name), model_commit=Path(path).parent.name if isinstance(path, str) else None)
+    place = find_model(name)
+    local = Path(place['pretrained_model_name_or_path'])/place.get('gguf_file', '')
+    path = None if local.exists() else try_to_load_from_cache(name, 'config.json')
+    own = local.exists() and name not in ('demo', 'smollm2')
+    return dict(weights_sha256=sha256_model_files(local) if own else None, model_commit=Path(path).parent.name if isinstance(path, str) else None)
 
 MODEL_CHOICES = 'name a local folder, a .gguf file, an id on the hub such as Qwen/Qwen2.5-1.5B-Instruct, demo or smollm2'
 
@@ -158,7 +160,7 @@ def inference_dtype(dtype:str, device)->str: # `float32` or `bfloat16`
 def explain_load_error(e): # Why a model could not be loaded, in one line
     text = ' '.join(f"{'' if isinstance(e, (OSError, ValueError)) else f'{type(e).__name__}: '}{e}".split())
     if 'custom code' in text: return "it needs the Python code that lies beside its weights, which is never run here: name a model that transformers has the code of"
-    if "couldn't connect" in text:
+    if "couldn't connect" in text or 'outgoing traffic has been disabled' in text:
         return f"it is neither a local folder nor in the cache, and the hub did not answer. Without a network, {MODEL_CHOICES}"
     return f"{text[:300].rstrip('. ')}. Otherwise {MODEL_CHOICES}"
 

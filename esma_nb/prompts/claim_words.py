@@ -73,7 +73,7 @@ english = ClaimWords(
     passes='(?:(?:it|this|that) is |its )?(?:(?:currently|still) )?(?:(?:unknown|not known)(?: to (?:me|us|anyone|everyone|history|science))?'
         r'|(?:nobody|no one)(?: really)? knows)(?: for (?:certain|sure))?(?: (?:who|what|where|when|which|how|why|if|whether)(?!\w).*)?'
         '|(?:(?:the|this|that) )?information(?: is)? (?:not available|unavailable)|pass|no answer|na',
-    rewrites=((r"(?i)\banything but (?=sure|certain|confident)", 'not '), (r"\b[Ii] do(?=[.!,])", 'I do know'),
+    rewrites=((r"(?i)\banything but (?=sure|certain|confident)", 'not '), (r"\b[Ii] do(?=[.!,\n])", 'I do know'),
         (r"(?i)\botherwise, ", 'otherwise '),
         (r"(?i)\bn/a\b", 'unknown'),
         (r"\b(?:Nobody|No One) Knows\b", ''),

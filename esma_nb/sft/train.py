@@ -10,7 +10,7 @@ from pathlib import Path
 from fastcore.meta import delegates
 from ..prompts.templates import language
 from ..core.cli import command
-from ..core.runs import open_run
+from ..core.runs import open_run,short_name
 from ..datasets.rows import describe,sha256_rows
 from ..evaluation.protocol import training_protocol
 from ..integrations.hub import check_upload
@@ -71,7 +71,7 @@ def run_description(args:dict)->str: # The first line that a run prints
 def run(args:dict, output_dir:str, make_examples, by)->dict: # What `summary.json` holds; None in all processes but the main one
     "Check the arguments, prepare, train and print the scores; the model card names `by`, the command."
     check(args)
-    out = Path(output_dir or f"out/{Path(args['model']).name}-{args['task']}-seed{args['seed']}")
+    out = Path(output_dir or f"out/{short_name(args['model'])}-{args['task']}-seed{args['seed']}")
     from esma_nb.evolution.distributed import ProcessGroup
     group = ProcessGroup(cpu=args['device']=='cpu')
     def log(text):
