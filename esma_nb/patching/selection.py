@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['by_magnitude', 'kinds', 'Order', 'magnitude_key', 'random_order', 'RankThreshold', 'threshold_at', 'bin_of',
            'key_histogram', 'Selection', 'before_threshold', 'select', 'kind_of', 'layer_of', 'filter_names',
-           'layer_range']
+           'find_layers', 'layer_range']
 
 # %% ../../nbs/patching/03_selection.ipynb #6ed9804c
 import re
@@ -157,13 +157,20 @@ def filter_names(
     "Filter tensor names by regular expression, layer and kind."
     unknown = set(kind or ())-kinds.keys()
     if unknown: raise ValueError(f"no kind {', '.join(sorted(unknown))}: choose from {', '.join(kinds)}")
-    wanted = layers and {i for part in layers for i in layer_range(str(part))}
+    wanted = layers and find_layers(names, layers)
     def fits(n): return (not include or re.search(include, n)) and not (exclude and re.search(exclude, n))
     try: found = [n for n in names if fits(n)]
     except re.error as e: raise ValueError(f"{e.pattern!r} is no regular expression: {e.msg}") from None
     found = [n for n in found if (not layers or layer_of(n) in wanted) and (not kind or kind_of(n) in kind)]
     if not found: raise ValueError(f"no tensor is left: names are, for example, {', '.join(list(names)[:3])}")
     return found
+
+def find_layers(names, layers)->set: # Numbers of layers; ValueError for a number or range in which the model has none
+    there,ranges = {layer_of(n) for n in names}-{None},{str(part): layer_range(str(part)) for part in layers}
+    missing = [part for part,numbers in ranges.items() if not any(i in numbers for i in there)]
+    own = f"the layers are {min(there)} to {max(there)}" if there else "no tensor is in a layer"
+    if missing: raise ValueError(f"no layer {', '.join(missing)}: {own}")
+    return {i for i in there if any(i in numbers for numbers in ranges.values())}
 
 def layer_range(text): # The layers of a range such as 4-7
     m = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
