@@ -6,8 +6,8 @@
 __all__ = ['MODEL_CHOICES', 'model_suffixes', 'find_model', 'gguf_file', 'find_smollm2', 'load_model', 'check_architecture',
            'read_weights', 'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'loaded_dtypes',
            'compute_dtype', 'inference_dtype', 'explain_load_error', 'quiet', 'remove_quantization_marks',
-           'is_quantized', 'check_not_quantized', 'save_model', 'write_model', 'unique_tensors', 'fingerprint',
-           'stored_tensors']
+           'is_quantized', 'check_not_quantized', 'check_model_folder', 'save_model', 'write_model', 'unique_tensors',
+           'fingerprint', 'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
 import json,os,re
@@ -181,6 +181,15 @@ def check_not_quantized(model): # Raises ValueError
 # %% ../../nbs/engines/00_models.ipynb #efcc1a5d
 model_suffixes = '.safetensors','.json','.jinja','.model','.md','.txt' # Of the files of a model's folder, which are replaced
 
+def check_model_folder(
+    folder:Path, # To write a model to, as a whole
+):
+    "Refuse a folder that holds anything but a model: all of it would be replaced."
+    if folder.is_file(): raise ValueError(f"{folder} is a file: name a folder")
+    there = [p for p in folder.iterdir() if p.name[0]!='.'] if folder.is_dir() else []
+    other = [p.name for p in there if not (p.is_file() and p.suffix in model_suffixes and (folder/'config.json').exists())]
+    if other: raise ValueError(f"{folder} holds other files than a model's ({other[0]}): name a new folder")
+
 def save_model(
     model, # From `load_model`, trained or not
     tokenizer, # Saved too, with its chat template
@@ -189,11 +198,8 @@ def save_model(
 ):
     "Write a folder that `AutoModelForCausalLM.from_pretrained` can load."
     folder = Path(os.path.expanduser(folder))
-    if folder.is_file(): raise ValueError(f"{folder} is a file: name a folder")
+    check_model_folder(folder)
     check_not_quantized(model)
-    there = [p for p in folder.iterdir() if p.name[0]!='.'] if folder.is_dir() else []
-    other = [p.name for p in there if not (p.is_file() and p.suffix in model_suffixes and (folder/'config.json').exists())]
-    if other: raise ValueError(f"{folder} holds other files than a model's ({other[0]}): name a new folder")
     with atomic_write(folder) as draft, quiet(): write_model(model, tokenizer, draft, weights)
 
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that the caller makes atomic with `atomic_write`
