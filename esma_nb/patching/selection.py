@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['by_magnitude', 'kinds', 'Order', 'magnitude_key', 'random_order', 'RankThreshold', 'threshold_at', 'bin_of',
-           'key_histogram', 'Selection', 'before_threshold', 'select', 'kind_of', 'layer_of', 'filter_names',
-           'find_layers', 'layer_range']
+           'key_histogram', 'Selection', 'before_threshold', 'select', 'rank_range', 'parse_float', 'kind_of',
+           'layer_of', 'filter_names', 'find_layers', 'layer_range']
 
 # %% ../../nbs/patching/03_selection.ipynb #6ed9804c
 import re
@@ -134,6 +134,28 @@ def select(
     if per_tensor: return Selection({n: thresholds({n: size}) for n,size in sizes.items()}, order, complement)
     both = thresholds(sizes)
     return Selection({n: both for n in sizes}, order, complement)
+
+# %% ../../nbs/patching/03_selection.ipynb #a99de63b
+def rank_range(
+    top=None, bottom=None, random=None, # Percent; at most one of them is given
+    band:list=None, # Or two numbers, in percent
+    seed:int=0, # Of the random order
+)->tuple: # First and last percent, and the order in which changes are ranked
+    "The options --top, --bottom, --random and --band as a rank range and an order."
+    given = [f'--{k}' for k,v in dict(top=top, bottom=bottom, random=random, band=band).items() if v is not None]
+    odd = next((f'--{k} is {v:g}' for k,v in dict(top=top, bottom=bottom, random=random).items() if v is not None and not 0<=v<=100), None)
+    if odd: raise ValueError(f"{odd}: give a percentage from 0 to 100")
+    if len(given)>1: raise ValueError(f"{' and '.join(given)} are different choices: give one")
+    if band is not None:
+        if len(band)!=2: raise ValueError("--band takes two numbers, such as --band 10 20")
+        return parse_float(band[0]),parse_float(band[1]),by_magnitude
+    if random is not None: return 0.,random,random_order(seed)
+    if bottom is not None: return 100-bottom,100.,by_magnitude
+    return 0.,100. if top is None else top,by_magnitude
+
+def parse_float(text): # An argument of the command line as a float
+    try: return float(text)
+    except ValueError: raise ValueError(f"{text!r} is no number") from None
 
 # %% ../../nbs/patching/03_selection.ipynb #77bf40c5
 kinds = dict(norm=r'norm|ln_|\bln\d?\b', embedding='embed|wte|wpe|lm_head', attention='attn|attention',
