@@ -7,7 +7,7 @@ __all__ = ['MODEL_CHOICES', 'model_suffixes', 'find_model', 'gguf_file', 'find_s
            'read_weights', 'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters', 'loaded_dtypes',
            'compute_dtype', 'inference_dtype', 'explain_load_error', 'quiet', 'remove_quantization_marks',
            'is_quantized', 'check_not_quantized', 'check_model_folder', 'save_model', 'write_model', 'unique_tensors',
-           'fingerprint', 'stored_tensors']
+           'hash_tensors', 'fingerprint', 'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
 import json,os,re
@@ -216,16 +216,22 @@ def unique_tensors(model, weights=None)->dict: # Every tensor once, by its name 
     return {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
 
 # %% ../../nbs/engines/00_models.ipynb #864ddbe9
+def hash_tensors(
+    tensors, # For each tensor, sorted by name: name, dtype, shape, and chunks of its bytes in order
+)->str: # sha256, hex
+    "A hash of names, types, shapes and bits; equal if and only if all of them are."
+    digest = sha256()
+    for name,dtype,shape,chunks in tensors:
+        digest.update(f'{name} {dtype} {tuple(shape)}'.encode())
+        for chunk in chunks: digest.update(chunk)
+    return digest.hexdigest()
+
 def fingerprint(
     weights:dict, # Tensors by name
 )->str: # sha256, hex
-    "A hash of names, types, shapes and bits; equal if and only if all of them are."
-    h = sha256()
-    for n in sorted(weights):
-        w = weights[n]
-        h.update(f'{n} {w.dtype} {tuple(w.shape)}'.encode())
-        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()
+    "`hash_tensors` of tensors in memory."
+    def in_bytes(w): yield w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hash_tensors((n, weights[n].dtype, weights[n].shape, in_bytes(weights[n])) for n in sorted(weights))
 
 # %% ../../nbs/engines/00_models.ipynb #94455907
 def stored_tensors(
