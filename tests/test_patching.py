@@ -160,6 +160,9 @@ def test_mistakes_are_one_line(pair, tmp_path):
     assert 'different choices' in refused('patch', base, d, '--top', 1, '--bottom', 1, '--output', tmp_path/'x')
     assert 'exists and is no patched model' in refused('patch', base, d, '--output', base)
     assert 'there is no file' in refused('patch', base, tmp_path/'none.safetensors', '--output', tmp_path/'x')
+    assert 'is a folder, and a delta is a file' in refused('patch', base, tuned, '--output', tmp_path/'x')
+    assert "holds a model's weights and no delta" in refused('patch', base, tuned/'model.safetensors', '--force', '--output', tmp_path/'x'), 'it would be base + tuned'
+    assert 'no layer 9: the layers are 0 to 2' in refused('patch', base, d, '--layers', 9, '--output', tmp_path/'x')
     assert 'there is no ./nowhere' in refused('delta', './nowhere', tuned, '--output', tmp_path/'x.safetensors')
     assert 'no rule' in refused('delta', base, tuned, '--rule', 'swap', '--output', tmp_path/'x.safetensors')
     half = tensors(tuned)

@@ -6,8 +6,8 @@
 __all__ = ['MODEL_CHOICES', 'model_suffixes', 'find_model', 'identify_model', 'gguf_file', 'find_smollm2', 'load_model',
            'check_architecture', 'read_weights', 'check_weights', 'pick_device', 'pick_dtype', 'cast_parameters',
            'loaded_dtypes', 'compute_dtype', 'inference_dtype', 'explain_load_error', 'quiet',
-           'remove_quantization_marks', 'is_quantized', 'check_not_quantized', 'save_model', 'write_model',
-           'unique_tensors', 'fingerprint', 'stored_tensors']
+           'remove_quantization_marks', 'is_quantized', 'check_not_quantized', 'check_model_folder', 'save_model',
+           'write_model', 'unique_tensors', 'hash_tensors', 'fingerprint', 'stored_tensors']
 
 # %% ../../nbs/engines/00_models.ipynb #895e586d
 import json,os,re
@@ -194,6 +194,15 @@ def check_not_quantized(model): # Raises ValueError
 # %% ../../nbs/engines/00_models.ipynb #efcc1a5d
 model_suffixes = '.safetensors','.json','.jinja','.model','.md','.txt' # Of the files of a model's folder, which are replaced
 
+def check_model_folder(
+    folder:Path, # To write a model to, as a whole
+):
+    "Refuse a folder that holds anything but a model: all of it would be replaced."
+    if folder.is_file(): raise ValueError(f"{folder} is a file: name a folder")
+    there = [p for p in folder.iterdir() if p.name[0]!='.'] if folder.is_dir() else []
+    other = [p.name for p in there if not (p.is_file() and p.suffix in model_suffixes and (folder/'config.json').exists())]
+    if other: raise ValueError(f"{folder} holds other files than a model's ({other[0]}): name a new folder")
+
 def save_model(
     model, # From `load_model`, trained or not
     tokenizer, # Saved too, with its chat template
@@ -202,11 +211,8 @@ def save_model(
 ):
     "Write a folder that `AutoModelForCausalLM.from_pretrained` can load."
     folder = Path(os.path.expanduser(folder))
-    if folder.is_file(): raise ValueError(f"{folder} is a file: name a folder")
+    check_model_folder(folder)
     check_not_quantized(model)
-    there = [p for p in folder.iterdir() if p.name[0]!='.'] if folder.is_dir() else []
-    other = [p.name for p in there if not (p.is_file() and p.suffix in model_suffixes and (folder/'config.json').exists())]
-    if other: raise ValueError(f"{folder} holds other files than a model's ({other[0]}): name a new folder")
     with atomic_write(folder) as draft, quiet(): write_model(model, tokenizer, draft, weights)
 
 def write_model(model, tokenizer, folder, weights=None): # Into a folder that the caller makes atomic with `atomic_write`
@@ -223,16 +229,22 @@ def unique_tensors(model, weights=None)->dict: # Every tensor once, by its name 
     return {n: t for n,t in model.state_dict().items() if n in mine} | dict(weights or {})
 
 # %% ../../nbs/engines/00_models.ipynb #864ddbe9
+def hash_tensors(
+    tensors, # For each tensor, sorted by name: name, dtype, shape, and chunks of its bytes in order
+)->str: # sha256, hex
+    "A hash of names, types, shapes and bits; equal if and only if all of them are."
+    digest = sha256()
+    for name,dtype,shape,chunks in tensors:
+        digest.update(f'{name} {dtype} {tuple(shape)}'.encode())
+        for chunk in chunks: digest.update(chunk)
+    return digest.hexdigest()
+
 def fingerprint(
     weights:dict, # Tensors by name
 )->str: # sha256, hex
-    "A hash of names, types, shapes and bits; equal if and only if all of them are."
-    h = sha256()
-    for n in sorted(weights):
-        w = weights[n]
-        h.update(f'{n} {w.dtype} {tuple(w.shape)}'.encode())
-        h.update(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()
+    "`hash_tensors` of tensors in memory."
+    def in_bytes(w): yield w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hash_tensors((n, weights[n].dtype, weights[n].shape, in_bytes(weights[n])) for n in sorted(weights))
 
 # %% ../../nbs/engines/00_models.ipynb #94455907
 def stored_tensors(

@@ -155,9 +155,9 @@ def centred_ranks(
     rewards, # One a member
 )->np.ndarray: # From -1/2 for the lowest to 1/2 for the highest; ties get the mean of their ranks
     "Ranks of the rewards; an outlier counts no more than any other best or worst member."
+    from scipy.stats import rankdata
     r = checked(rewards)
-    below = (r[:, None] > r).sum(1) + ((r[:, None]==r).sum(1)-1)/2
-    return below/(len(r)-1) - .5
+    return (rankdata(r)-1)/(len(r)-1) - .5
 
 def checked(rewards): # As float64, or an error
     r = np.asarray(rewards, float)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 import torch
 from ..core.files import atomic_write,write_json
+from ..engines.models import check_model_folder
 from ..evolution.noise import parallel_map
 from .tensors import Weights,create_safetensors,open_weights,read_header,sha256_weights,weight_files,write
 from .deltas import Delta,iter_slices
@@ -44,9 +45,10 @@ def patch(
         write_json(draft/'patch.json', facts)
     return facts
 
-def check_target(folder, base, delta): # Refuse to overwrite the inputs, or a folder that `patch` did not write
+def check_target(folder, base, delta): # Refuse to overwrite the inputs, a folder that `patch` did not write, or one with files of others
     if folder.exists() and not (folder/'patch.json').is_file():
         raise ValueError(f"{folder} exists and is no patched model: name another folder")
+    check_model_folder(folder)
     for p in (base.folder, delta.path):
         inside = folder.resolve() in [Path(p).resolve(), *Path(p).resolve().parents]
         if inside: raise ValueError(f"{folder} holds {p}, which is read from: name another folder")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rules', 'PICKLE', 'PICKLE_SUFFIXES', 'check_compatible', 'bit_pattern', 'masked_values', 'iter_pairs',
            'count_changed', 'storage_layout', 'Delta', 'TensorInfo', 'extract', 'delta_metadata', 'write_tensor',
-           'is_pickle', 'open_delta', 'check_base', 'iter_slices', 'iter_changes', 'stored_values']
+           'is_pickle', 'open_delta', 'converted_delta', 'check_base', 'iter_slices', 'iter_changes', 'stored_values']
 
 # %% ../../nbs/patching/02_deltas.ipynb #122aca63
 import json
@@ -138,15 +138,18 @@ def open_delta(
 )->Delta:
     "Read the header of a delta file."
     path = Path(path)
+    if path.is_dir(): raise ValueError(f"{path} is a folder, and a delta is a file: esma_nb_delta BASE {path} makes one")
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}: name a delta, made by esma_nb_delta")
     with path.open('rb') as f: start = f.read(9)
     if is_pickle(path, start): raise ValueError(f"{path} {PICKLE}")
     parts,metadata = read_header(path)
-    if 'tensors' not in metadata:
-        shapes = {n: TensorInfo(p.shape, None, p.size) for n,p in parts.items()}
-        return Delta(path, dict(rule='add', base_sha256='unknown'), parts, shapes)
+    if 'tensors' not in metadata: return converted_delta(path, parts)
     tensors = {n: TensorInfo(tuple(shape), dtypes[code], k) for n,(shape,code,k) in json.loads(metadata.pop('tensors')).items()}
     return Delta(path, metadata, parts, tensors)
+
+def converted_delta(path, parts)->Delta: # A file of differences that says nothing about its models; ValueError for a model's own weights
+    if (path.parent/'config.json').is_file(): raise ValueError(f"{path} holds a model's weights and no delta: esma_nb_delta BASE {path.parent} makes one")
+    return Delta(path, dict(rule='add', base_sha256='unknown'), parts, {n: TensorInfo(p.shape, None, p.size) for n,p in parts.items()})
 
 # %% ../../nbs/patching/02_deltas.ipynb #2405581a
 def check_base(
@@ -158,6 +161,8 @@ def check_base(
     check_compatible(base.tensors, {n: base.tensors[n] for n in base.tensors.keys()-delta.tensors.keys()} | delta.tensors)
     for n in base.tensors.keys()-delta.tensors.keys(): delta.tensors[n] = TensorInfo(base.tensors[n].shape, base.tensors[n].dtype, 0) # A converted file may lack what did not change
     if force: return
+    if delta.metadata['base_sha256']=='unknown': raise ValueError(f"{delta.path} does not say which base it was made from: esma_nb_delta makes "
+        "a delta that does; if its numbers are differences, esma_nb_patch --force adds them to this base")
     own,want,name = sha256_weights(base),delta.metadata['base_sha256'],delta.metadata.get('base') or 'unknown'
     if own!=want: raise ValueError(f"{delta.path} was made from another base ({name}, sha256 {want[:12]}…, "
         f"not {own[:12]}…): name that one, or, in esma_nb_patch, use --force")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['by_magnitude', 'kinds', 'Order', 'magnitude_key', 'random_order', 'RankThreshold', 'threshold_at', 'bin_of',
-           'key_histogram', 'Selection', 'before_threshold', 'select', 'kind_of', 'layer_of', 'filter_names',
-           'layer_range']
+           'key_histogram', 'Selection', 'before_threshold', 'select', 'rank_range', 'parse_float', 'kind_of',
+           'layer_of', 'filter_names', 'find_layers', 'layer_range']
 
 # %% ../../nbs/patching/03_selection.ipynb #6ed9804c
 import re
@@ -135,6 +135,28 @@ def select(
     both = thresholds(sizes)
     return Selection({n: both for n in sizes}, order, complement)
 
+# %% ../../nbs/patching/03_selection.ipynb #a99de63b
+def rank_range(
+    top=None, bottom=None, random=None, # Percent; at most one of them is given
+    band:list=None, # Or two numbers, in percent
+    seed:int=0, # Of the random order
+)->tuple: # First and last percent, and the order in which changes are ranked
+    "The options --top, --bottom, --random and --band as a rank range and an order."
+    given = [f'--{k}' for k,v in dict(top=top, bottom=bottom, random=random, band=band).items() if v is not None]
+    odd = next((f'--{k} is {v:g}' for k,v in dict(top=top, bottom=bottom, random=random).items() if v is not None and not 0<=v<=100), None)
+    if odd: raise ValueError(f"{odd}: give a percentage from 0 to 100")
+    if len(given)>1: raise ValueError(f"{' and '.join(given)} are different choices: give one")
+    if band is not None:
+        if len(band)!=2: raise ValueError("--band takes two numbers, such as --band 10 20")
+        return parse_float(band[0]),parse_float(band[1]),by_magnitude
+    if random is not None: return 0.,random,random_order(seed)
+    if bottom is not None: return 100-bottom,100.,by_magnitude
+    return 0.,100. if top is None else top,by_magnitude
+
+def parse_float(text): # An argument of the command line as a float
+    try: return float(text)
+    except ValueError: raise ValueError(f"{text!r} is no number") from None
+
 # %% ../../nbs/patching/03_selection.ipynb #77bf40c5
 kinds = dict(norm=r'norm|ln_|\bln\d?\b', embedding='embed|wte|wpe|lm_head', attention='attn|attention',
     mlp=r'mlp|feed_forward|expert|\bfc\d?\b', other='')
@@ -157,13 +179,20 @@ def filter_names(
     "Filter tensor names by regular expression, layer and kind."
     unknown = set(kind or ())-kinds.keys()
     if unknown: raise ValueError(f"no kind {', '.join(sorted(unknown))}: choose from {', '.join(kinds)}")
-    wanted = layers and {i for part in layers for i in layer_range(str(part))}
+    wanted = layers and find_layers(names, layers)
     def fits(n): return (not include or re.search(include, n)) and not (exclude and re.search(exclude, n))
     try: found = [n for n in names if fits(n)]
     except re.error as e: raise ValueError(f"{e.pattern!r} is no regular expression: {e.msg}") from None
     found = [n for n in found if (not layers or layer_of(n) in wanted) and (not kind or kind_of(n) in kind)]
     if not found: raise ValueError(f"no tensor is left: names are, for example, {', '.join(list(names)[:3])}")
     return found
+
+def find_layers(names, layers)->set: # Numbers of layers; ValueError for a number or range in which the model has none
+    there,ranges = {layer_of(n) for n in names}-{None},{str(part): layer_range(str(part)) for part in layers}
+    missing = [part for part,numbers in ranges.items() if not any(i in numbers for i in there)]
+    own = f"the layers are {min(there)} to {max(there)}" if there else "no tensor is in a layer"
+    if missing: raise ValueError(f"no layer {', '.join(missing)}: {own}")
+    return {i for i in there if any(i in numbers for numbers in ranges.values())}
 
 def layer_range(text): # The layers of a range such as 4-7
     m = re.fullmatch(r'(\d+)(?:-(\d+))?', text)

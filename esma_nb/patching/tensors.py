@@ -10,14 +10,13 @@ __all__ = ['dtypes', 'TensorLocation', 'read_header', 'tensor_locations', 'read'
 # %% ../../nbs/patching/01_tensors.ipynb #ed76a85f
 import json,os,re
 from dataclasses import dataclass
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 import numpy as np
 import torch
 from ..core.files import read_json
 from ..core.manifests import sha256_file
-from ..engines.models import explain_load_error,find_model,load_model,save_model
+from ..engines.models import explain_load_error,find_model,hash_tensors,load_model,save_model
 from ..evolution.noise import slices
 
 # %% ../../nbs/patching/01_tensors.ipynb #ee2abbbe
@@ -168,9 +167,6 @@ def equal_bits(p, q): return all(np.array_equal(as_bytes(read(p, at)), as_bytes(
 def sha256_weights(
     weights:Weights,
 )->str: # Hex
-    "sha256 over the names, dtypes, shapes and bits of a model's tensors, however they are divided into files."
-    digest = sha256()
-    for n,p in weights.tensors.items():
-        digest.update(f'{n} {p.dtype} {p.shape}'.encode())
-        for at in slices(p.size): digest.update(as_bytes(read(p, at)))
-    return digest.hexdigest()
+    "`hash_tensors` of a model on disk, slice by slice, however its tensors are divided into files."
+    def chunks(p): return (as_bytes(read(p, at)) for at in slices(p.size))
+    return hash_tensors((n, p.dtype, p.shape, chunks(p)) for n,p in weights.tensors.items())
