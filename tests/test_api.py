@@ -119,7 +119,8 @@ def test_mistakes_are_one_line(questions):
     quiet = {k: v for k,v in ENV.items() if k!='OPENAI_LOG'}
     for more,env,says in [([], dict(quiet, MY_KEY='sk-with a-blank'), 'holds blanks'), (['--price', 'dear'], quiet, '0.15,0.60'), (['--max_cost', '1'], quiet, '--price'),
             (['--base_url', 'ftp:/x'], quiet, 'no address'), (['--base_url', 'https://127.0.0.2/v1', '--key_env', 'NONESUCH'], quiet, 'NONESUCH'),
-            (['--base_url', 'http://127.0.0.2/v1'], quiet, 'unencrypted'), (['--claim', 'gut'], quiet, 'choose one of'), (['--max_cost', '0', '--price', '1,1'], quiet, 'buys no question')]:
+            (['--base_url', 'http://127.0.0.2/v1'], quiet, 'unencrypted'), (['--claim', 'gut'], quiet, 'choose one of'), (['--max_cost', '0', '--price', '1,1'], quiet, 'buys no question'),
+            (['--timeout', '0'], quiet, 'give more than 0 seconds')]:
         done = subprocess.run(command(server, questions, *more), capture_output=True, text=True, env=env, timeout=600)
         assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1, (more, done.stderr)
         assert 'a-blank' not in done.stderr and KEY not in done.stderr

@@ -28,7 +28,7 @@ class APIEngine:
         key:str='none', # API key; never stored or shown
         concurrency:int=32, # Most concurrent requests
         timeout:float=60, # Longest attempt in seconds, to the last byte
-        tries:int=8, # Attempts before a prompt counts as failed
+        tries:int=8, # Failed attempts before a prompt counts as failed; a rejected parameter is none
         max_reasoning_tokens:int=None, # Added to the limit of the answer; default: 1024 with `enable_thinking`, else 0
         seed:int=42, # Of the jitter in waiting times
         transport=None, # An httpx transport to use instead of the network, for tests
@@ -37,11 +37,11 @@ class APIEngine:
     ):
         parse_base_url(base_url)
         if not re.fullmatch(r'[!#-\[\]-~]+', key): raise ValueError('the key is empty, or holds blanks or quotes')
+        if not timeout>0: raise ValueError(f'timeout is {timeout:g}: give more than 0 seconds, such as 60')
         self.model,self.base_url,self.key,self.transport = model,base_url,key,transport
         self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
         self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
         self.request_options,self.accepted_options = request_options | (thinking_options if enable_thinking else {}) | wanted,set() # Accepted so far
-        self.failures,self.deadline = 0,inf # Failed prompts in a row; deadline for retries
         self.words_by_id,self.known_langs = {},set() # Words by token id; languages that were looked up
         self.has_tokenize = True # Does the server have `/tokenize`?
         self.n_unopened = 0 # Replies that closed a reasoning block without opening it
@@ -168,7 +168,7 @@ async def complete(self:APIEngine, client, prompt)->APICompletion:
 @patch
 async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
     "Send requests until there is a reply, or a reason why there is none."
-    tries,failed_reply = 0,APICompletion('', failed='not asked: the time is up')
+    tries,n_failed,failed_reply = 0,0,APICompletion('', failed='not asked: the time is up')
     while True:
         try:
             async with self.throttle.slot(self.deadline) as began:
@@ -189,8 +189,9 @@ async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
         failed_reply = APICompletion('', failed=why, tries=tries)
         if monotonic()+wait>self.deadline: return failed_reply
         if verdict=='lost' and re.search(too_long, why, re.I): return failed_reply # About this prompt, and not about the server
-        if verdict=='lost' or verdict=='again' and tries>=self.tries: return self.count_failures(failed_reply)
-        if verdict=='again': await asyncio.sleep(wait or backoff(tries, self.random))
+        n_failed += verdict=='again' # A request with a rejected parameter is billed with the others, but is no failure of the server
+        if verdict=='lost' or n_failed>=self.tries: return self.count_failures(failed_reply)
+        if verdict=='again': await asyncio.sleep(wait or backoff(n_failed, self.random))
 
 # %% ../../nbs/api/08_client.ipynb #aa04ddf0
 @patch
@@ -210,10 +211,12 @@ def abort(self:APIEngine, why): # Requests that wait for a slot raise the same e
 def run_jobs(self:APIEngine,
     jobs, # An iterable; the next job is taken when a worker is free
     work:Callable, # From the SDK's client and a job to an awaitable
+    deadline:float=inf, # By the clock of `monotonic`; after it no request is sent
 ):
     "Run `work` on all `jobs` concurrently; the first error cancels the rest."
     async def run_workers():
         self.throttle.reset()
+        self.failures,self.deadline = 0,deadline # Failed prompts in a row
         self.lookup_lock = asyncio.Lock()
         queue = iter(jobs)
         async def worker(client):

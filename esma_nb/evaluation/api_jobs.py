@@ -75,8 +75,8 @@ def evaluate_api(
     "Ask a remote model every row once, and write each record when its replies are there."
     todo,paid = remaining_rows(path, rows)
     spent = sum(cost(price, l) for l in [*paid.values(), *(l['billed'] for l in read_lines(path))])
-    remote.deadline = monotonic() + 60*max_minutes
-    budget = Budget(max_cost, spent, remote.deadline)
+    deadline = monotonic() + 60*max_minutes
+    budget = Budget(max_cost, spent, deadline)
     async def evaluate_row(client, row):
         qid,most = row['question_id'],max_token_usage(all_prompts(claim, row, signals), remote.max_reasoning_tokens)
         if not await budget.reserve(qid, cost(price, most)): return
@@ -88,7 +88,7 @@ def evaluate_api(
         append_lines(path, [asdict(new) | facts])
         budget.settle(qid, cost(price, billed))
         progress(new, budget.spent)
-    remote.run_jobs(todo, evaluate_row)
+    remote.run_jobs(todo, evaluate_row, deadline)
     return sort_records(path, rows)
 
 async def row_replies(remote, client, row, claim, signals)->tuple: # To the prompts of the answer and its claim; to those of the signals; and the seconds of the first ones
@@ -218,7 +218,7 @@ def eval_api(
     reasoning_effort:str=None, # none, minimal, low, medium, high; default: the lowest that the server accepts, or low with --enable_thinking
     concurrency:int=32, # Most requests under way at once
     timeout:float=60, # Seconds of one attempt
-    tries:int=8, # Attempts before a prompt counts as failed
+    tries:int=8, # Failed attempts before a prompt counts as failed
     price:str=None, # Dollars per million tokens in and out, such as 0.15,0.60, or a JSON file of such pairs by model
     max_cost:float=None, # Dollars that the whole run may cost, without those of a judge
     max_minutes:float=None, # Minutes until no more questions are asked
