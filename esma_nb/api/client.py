@@ -13,11 +13,12 @@ from random import Random
 from time import monotonic
 from typing import Callable
 from fastcore.basics import patch
-from ..prompts.templates import no_spellings,yes_spellings
 from .chat_completions import APICompletion,closes_unopened_reasoning,decode,parse_completion,usage_number
-from .requests import backoff,chat_request,classify_error,embedded_error_status,error_hints,error_message,parse_base_url
-from .requests import rejected_option,request_options,retry_after,thinking_options,too_long
+from .options import RequestOptions,request_options,thinking_options,too_long
+from .requests import chat_request,parse_base_url
+from .errors import backoff,classify_error,embedded_error_status,error_hints,error_message,retry_after
 from .concurrency import Throttle,gather_or_cancel,run_in_thread
+from .token_ids import tokenize_remote,yes_no_ids
 
 # %% ../../nbs/api/08_client.ipynb #a17e4cdd
 class APIEngine:
@@ -41,7 +42,7 @@ class APIEngine:
         self.model,self.base_url,self.key,self.transport = model,base_url,key,transport
         self.concurrency,self.timeout,self.tries,self.enable_thinking = concurrency,timeout,tries,enable_thinking
         self.max_reasoning_tokens = 1024*enable_thinking if max_reasoning_tokens is None else max_reasoning_tokens
-        self.request_options,self.accepted_options = request_options | (thinking_options if enable_thinking else {}) | wanted,set() # Accepted so far
+        self.options = RequestOptions(request_options | (thinking_options if enable_thinking else {}) | wanted)
         self.words_by_id,self.known_langs = {},set() # Words by token id; languages that were looked up
         self.has_tokenize = True # Does the server have `/tokenize`?
         self.n_unopened = 0 # Replies that closed a reasoning block without opening it
@@ -59,12 +60,12 @@ class APIEngine:
 async def send_request(self:APIEngine,
     client, # From `APIEngine.client`
     prompt, # A `Prompt`
-    request_options:dict, # As for `chat_request`
+    alternatives:dict, # As for `chat_request`
 )->tuple: # HTTP status (0 for none), body or error, and the waiting time in seconds that the server asks for
     "Send one request; every error is returned as a value."
     from openai import APIConnectionError,APIStatusError,APITimeoutError
     create = client.chat.completions.with_raw_response.create
-    request = chat_request(prompt, request_options, self.max_reasoning_tokens)
+    request = chat_request(prompt, alternatives, self.max_reasoning_tokens)
     try: raw = await asyncio.wait_for(create(model=self.model, **request), self.timeout)
     except (asyncio.TimeoutError, APITimeoutError): return 408,f'no response within {self.timeout:g} s',0.
     except APIStatusError as e: return e.status_code,e.response.text,retry_after(e.response.headers)
@@ -72,25 +73,6 @@ async def send_request(self:APIEngine,
     return 200,raw.content.decode(errors='replace'),0.
 
 # %% ../../nbs/api/08_client.ipynb #14a0afbc
-@patch
-def next_option(self:APIEngine,
-    name:str, # A key of `request_options`, or None
-    sent:dict, # The `request_options` of the rejected request
-)->str: # `reword` (send again), `stop` (the run) or `lost` (no reply)
-    "Move to the next alternative of a parameter, unless the server has accepted it before."
-    if name and self.request_options[name]!=sent[name]: return 'reword'
-    if name is None or name in self.accepted_options: return 'lost'
-    if len(sent[name])==1: return 'stop'
-    self.request_options = self.request_options | {name: sent[name][1:]}
-    return 'reword'
-
-@patch
-def suspected_option(self:APIEngine, status, words, sent)->str: # A key of `request_options`, or None
-    "The parameter that an error is about; an error that names none may be about an extension of OpenAI's protocol."
-    named = rejected_option(words)
-    if named or status not in (400, 422) or re.search(too_long, words, re.I): return named
-    return next((k for k in ('token_ids', 'thinking') if sent[k][0] is not None and k not in self.accepted_options), None)
-
 @patch
 def classify_response(self:APIEngine, status, text, prompt, sent)->tuple: # `answered` and the reply, or what to do and why; and the status, as it should have been
     "Classify the result of one attempt."
@@ -104,7 +86,7 @@ def classify_response(self:APIEngine, status, text, prompt, sent)->tuple: # `ans
     words = error_message(text, self.key)
     verdict = classify_error(status, words)
     if verdict=='refused': return 'answered',APICompletion('', failed=f'refused: {words}'),status
-    return self.next_option(self.suspected_option(status, words, sent), sent) if verdict=='lost' else verdict,words,status
+    return self.options.next_option(self.options.suspected_option(status, words, sent), sent) if verdict=='lost' else verdict,words,status
 
 @patch
 def read_completion(self:APIEngine, body, prompt, sent)->tuple: # As `classify_response`, without the status
@@ -113,44 +95,9 @@ def read_completion(self:APIEngine, body, prompt, sent)->tuple: # As `classify_r
     reply,usage = parse_completion(body, prompt, self.words_by_id if exact else {}, self.n_unopened>1),body.get('usage')
     used = usage_number(usage.get('completion_tokens')) if isinstance(usage, dict) else None
     endless = (used or 0) > prompt.max_new_tokens+self.max_reasoning_tokens
-    if endless and len(sent['token_limit'])>1 and self.next_option('token_limit', sent)=='reword': return 'reword','longer than its limit'
+    if endless and len(sent['token_limit'])>1 and self.options.next_option('token_limit', sent)=='reword': return 'reword','longer than its limit'
     self.n_unopened += bool(reply.reasoning) and closes_unopened_reasoning(body)
     return 'answered',reply
-
-# %% ../../nbs/api/08_client.ipynb #a1b8ff4a
-@patch
-async def tokenize_remote(self:APIEngine, client, text, tries=3)->list: # None where the server does not return them
-    "The token ids of `text`, from vLLM's `/tokenize`, beside `/v1`."
-    from openai import OpenAIError
-    root = re.sub('/v1$', '', self.base_url.rstrip('/'))
-    body = dict(model=self.model, prompt=text, add_special_tokens=False)
-    post = client.post(f'{root}/tokenize', body=body, cast_to=object)
-    try: said = await asyncio.wait_for(post, min(self.timeout, 10))
-    except (OpenAIError, asyncio.TimeoutError, ValueError, RecursionError) as e:
-        status = getattr(e, 'status_code', 0)
-        if tries>1 and (status in (0, 408, 429) or status>=500): # Not the answer of a server without this address
-            await asyncio.sleep(backoff(4-tries, self.random))
-            return await self.tokenize_remote(client, text, tries-1)
-        return None
-    ids = said.get('tokens') if isinstance(said, dict) else None
-    return ids if isinstance(ids, list) and ids and all(type(i) is int and 0<=i<2**31 for i in ids) else None
-
-@patch
-async def find_yes_no_ids(self:APIEngine, client, lang):
-    "Look up the single tokens that spell yes and no, and request their log-probabilities."
-    found = []
-    for words in (yes_spellings(lang), no_spellings(lang)):
-        ids = {}
-        for word in words:
-            tokens = await self.tokenize_remote(client, word) if self.has_tokenize else None
-            self.has_tokenize = tokens is not None
-            if len(tokens or [])==1: ids.setdefault(tokens[0], word)
-        found.append(ids)
-    yes,no = found
-    if not self.has_tokenize or not yes or not no or yes.keys() & no.keys(): return
-    self.words_by_id = self.words_by_id | yes | no
-    self.request_options = self.request_options | dict(token_ids=(tuple(self.words_by_id), None))
-    self.accepted_options -= {'token_ids'} # Other ids: the server has not accepted these yet
 
 # %% ../../nbs/api/08_client.ipynb #bbe3f724
 @patch
@@ -166,22 +113,30 @@ async def complete(self:APIEngine, client, prompt)->APICompletion:
     return await self.complete_with_retries(client, prompt)
 
 @patch
+async def find_yes_no_ids(self:APIEngine, client, lang):
+    "Look up the tokens that spell yes and no, and request their log-probabilities from now on."
+    async def tokenize(text): return await tokenize_remote(client, self.base_url, self.model, text, self.random, min(self.timeout, 10))
+    found = await yes_no_ids(tokenize, lang) if self.has_tokenize else None
+    self.has_tokenize = found is not None
+    if not found: return
+    self.words_by_id = self.words_by_id | found
+    self.options.offer('token_ids', (tuple(self.words_by_id), None))
+
+@patch
 async def complete_with_retries(self:APIEngine, client, prompt)->APICompletion:
     "Send requests until there is a reply, or a reason why there is none."
     tries,n_failed,failed_reply = 0,0,APICompletion('', failed='not asked: the time is up')
     while True:
         try:
             async with self.throttle.slot(self.deadline) as began:
-                sent,tries = self.request_options,tries+1
+                sent,tries = self.options.alternatives,tries+1
                 status,text,wait = await self.send_request(client, prompt, sent)
                 verdict,what,status = self.classify_response(status, text, prompt, sent)
                 if verdict=='answered': self.throttle.increase()
                 elif status in (408, 429, 503, 529): self.throttle.decrease(began, wait)
         except TimeoutError: return failed_reply
         if verdict=='answered':
-            unused = dict(top_logprobs=not prompt.lang, token_ids=not prompt.lang, seed=prompt.temperature is None,
-                temperature=sent['temperature'][0]=='own' and prompt.temperature is None)
-            if status==200: self.accepted_options |= {k for k in sent if not unused.get(k)} # A filter refuses a prompt before the server looks at its parameters
+            if status==200: self.options.accept(sent, prompt) # A filter refuses a prompt before the server looks at its parameters
             return self.count_failures(replace(what, tries=tries))
         why = f"{what}{f' ({status})' if status not in (0, 200) and f'({status})' not in what else ''}"
         if verdict=='stop': self.abort(f"{why}{f': {error_hints[status]}' if status in error_hints else ''}")

@@ -82,7 +82,7 @@ def evaluate_api(
         if not await budget.reserve(qid, cost(price, most)): return
         replies,more,seconds = await row_replies(remote, client, row, claim, signals)
         graded,samples = signal_scores(signals['names'], replies[0], more, row['question'], agree) if signals else (None, None)
-        if samples: keep([dict(question_id=qid, seeded=remote.request_options['seed'][0] is not None, **samples)])
+        if samples: keep([dict(question_id=qid, seeded=remote.options.alternatives['seed'][0] is not None, **samples)])
         new = record(row, claim, match, *replies, seconds=seconds, signals=graded)
         billed,facts = bill_of([*replies, *more], paid.get(qid, (0, 0, 0)))
         append_lines(path, [asdict(new) | facts])
@@ -147,7 +147,7 @@ def warn_reasoning(
     return True
 
 # %% ../../nbs/evaluation/06_api_jobs.ipynb #270e9502
-def accepted(remote:APIEngine)->dict: return json.loads(json.dumps({k: v[0] for k,v in remote.request_options.items() if k in remote.accepted_options})) # By name, as from a file
+def accepted(remote:APIEngine)->dict: return json.loads(json.dumps({k: v[0] for k,v in remote.options.alternatives.items() if k in remote.options.accepted})) # By name, as from a file
 
 def earlier_options(plan)->dict: return read_json(path) if (path := plan.out/'granted.json').exists() else {} # What the server accepted at earlier starts
 
