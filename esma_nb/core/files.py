@@ -121,11 +121,15 @@ def _is_complete(text)->bool: # The beginning of a dict is never a dict
 
 def read_lines(
     path, # A `.jsonl` file; absent is the same as empty
+    needs:tuple=(), # Fields that every line must have
 )->list: # One dict for each complete line
     "Read a log without changing it; an incomplete last line is ignored."
     if not Path(path).exists(): return []
-    *lines,last = Path(path).read_bytes().split(b'\n')
-    return [_line(path, i, l) for i,l in enumerate(lines + [last]*_is_complete(last), 1)]
+    *texts,last = Path(path).read_bytes().split(b'\n')
+    lines = [_line(path, i, t) for i,t in enumerate(texts + [last]*_is_complete(last), 1)]
+    lost = next((f'line {i} is damaged (it lacks {k})' for i,l in enumerate(lines, 1) for k in needs if k not in l), None)
+    if lost: raise ValueError(f"{path} {lost}: restore the file or delete the line")
+    return lines
 
 def _line(path, i, text):
     try: return _checked_dict(json.loads(text))

@@ -38,9 +38,7 @@ def remaining_rows(
     rows:list, # All rows of the run
 )->tuple: # The rows still to ask; and the cost of failed attempts by question id: tokens in, tokens out, requests
     "Remove failed rows from the file, so that they are asked again; refused rows stay."
-    lines = read_lines(path)
-    lost = next((f'line {i} is damaged (it lacks {k})' for i,l in enumerate(lines, 1) for k in api_fields if k not in l), None)
-    if lost: raise ValueError(f"{path} {lost}: restore the file or delete the line")
+    lines = read_lines(path, api_fields)
     known = {r['question_id']: (r['question'], r['answers']) for r in rows}
     if any(known.get(l['question_id'])!=(l['question'], l['answers']) for l in lines):
         raise ValueError(f"{path} holds other questions or answers: name another folder, or delete it")

@@ -52,7 +52,7 @@ def open_judge(run, wanted:bool, args:dict)->Judge: # None unless it is wanted; 
 
 # %% ../../nbs/evaluation/02_grading.ipynb #afd5c182
 def cluster_again(records, path, by:str, judge)->list: # `path`: the samples of their run
-    samples = read_lines(path)
+    samples = read_lines(path, ('question_id', 'answer', 'samples', 'log_likelihoods'))
     if not samples: raise ValueError(f"{path} holds no samples: --cluster_by needs a run with --signals consistency or semantic_entropy")
     if by!='judge': return recluster(records, samples, agree_by_grader.get(by) or partial(same_words, match=graders[by]))
     questions = {r.question_id: r.question for r in records}

@@ -156,7 +156,7 @@ def resume(self:SFTTrainer):
 
 @patch
 def delete_later_lines(self:SFTTrainer): # Delete lines and records of iterations after the checkpoint
-    for name,lines in {'metrics.jsonl': read_metrics(self.out), 'labels.jsonl': read_lines(self.out/'labels.jsonl')}.items():
+    for name,lines in {'metrics.jsonl': read_metrics(self.out), 'labels.jsonl': read_lines(self.out/'labels.jsonl', ('iteration', 'right'))}.items():
         kept = [line for line in lines if line['iteration']<=self.global_step]
         with atomic_write(self.out/name) as draft: append_lines(draft, kept)
     for path in [*self.out.glob('records/*iter*.jsonl'), *self.out.glob('learned/records/*iter*.jsonl'), *self.out.glob('.labels-iter*.jsonl')]: # Also unfinished records, such as .iter000300.0of1.jsonl
