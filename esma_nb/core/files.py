@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['atomic_write', 'replace_folder', 'delete_stale_drafts', 'delete_path', 'write_error', 'flush_to_disk', 'real_path',
-           'write_json', 'read_json', 'append_lines', 'truncate_torn_line', 'read_lines']
+           'write_json', 'read_json', 'append_lines', 'write_lines', 'truncate_torn_line', 'read_lines']
 
 # %% ../../nbs/core/01_files.ipynb #0b0c2252
 import json,os,re,shutil
@@ -104,6 +104,13 @@ def append_lines(
             f.flush()
             os.fsync(f.fileno())
     except OSError as e: raise write_error(path, e) from e
+
+def write_lines(
+    path, # A `.jsonl` file; replaced if it exists
+    values:list, # JSON-ready dicts
+):
+    "Write one line for each of `values`, atomically."
+    with atomic_write(path) as draft: append_lines(draft, values)
 
 def truncate_torn_line(path): # Cut off an incomplete last line, which a crash has left; a complete one gets its newline
     if not Path(path).exists() or not (size := Path(path).stat().st_size): return
