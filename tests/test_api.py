@@ -119,7 +119,8 @@ def test_mistakes_are_one_line(questions):
     quiet = {k: v for k,v in ENV.items() if k!='OPENAI_LOG'}
     for more,env,says in [([], dict(quiet, MY_KEY='sk-with a-blank'), 'holds blanks'), (['--price', 'dear'], quiet, '0.15,0.60'), (['--max_cost', '1'], quiet, '--price'),
             (['--base_url', 'ftp:/x'], quiet, 'no address'), (['--base_url', 'https://127.0.0.2/v1', '--key_env', 'NONESUCH'], quiet, 'NONESUCH'),
-            (['--base_url', 'http://127.0.0.2/v1'], quiet, 'unencrypted'), (['--claim', 'gut'], quiet, 'choose one of'), (['--max_cost', '0', '--price', '1,1'], quiet, 'buys no question')]:
+            (['--base_url', 'http://127.0.0.2/v1'], quiet, 'unencrypted'), (['--claim', 'gut'], quiet, 'choose one of'), (['--max_cost', '0', '--price', '1,1'], quiet, 'buys no question'),
+            (['--timeout', '0'], quiet, 'give more than 0 seconds')]:
         done = subprocess.run(command(server, questions, *more), capture_output=True, text=True, env=env, timeout=600)
         assert done.returncode==2 and says in done.stderr and done.stderr.count('\n')==1, (more, done.stderr)
         assert 'a-blank' not in done.stderr and KEY not in done.stderr
@@ -146,6 +147,22 @@ def test_budget_and_interruption(serve, questions):
     assert 'never retrieved' not in err and 'was destroyed' not in err
     assert run(*words).returncode==0 and len(whole_lines(path))==N
     check(whole_lines(path))
+
+def test_a_budget_is_used_up(serve, questions):
+    "The maximum of a row is far above its cost: rows wait for the settled ones, and can be interrupted while they wait."
+    server,path = serve(lambda server, body, n: 'fine'),questions.parent/'run'/'records'/'meta.jsonl'
+    words = command(server, questions, '--price', '1,10', '--max_cost', '1', '--enable_thinking', '--max_reasoning_tokens', '8192')
+    done = run(*words)
+    summary = json.loads((questions.parent/'run'/'summary.json').read_text())
+    assert done.returncode==0 and summary['left']==0 and 0<summary['usage']['dollars']<=1, done.stderr[-500:]
+    server.mood = lambda *_: time.sleep(1) or 'fine'
+    p = subprocess.Popen([*words, '--output_dir', str(questions.parent/'again')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    asked = len(server.seen)
+    while p.poll() is None and len(server.seen)<asked+4: time.sleep(.01)
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate(timeout=300)
+    assert p.returncode==130 and 'the same command goes on from there' in err.splitlines()[-1], err[-500:]
 
 def test_nothing_answered_is_an_error(serve, questions):
     server,path = serve(lambda *_: (500, 'down')),questions.parent/'run'/'records'/'meta.jsonl'

@@ -312,8 +312,8 @@ def test_exact_tokens(server): # A server as vLLM: lists what it is asked for, b
     behave(server, send, VOCABULARY)
     remote = remote_of(server)
     reply, = remote(PROMPTS[1:])
-    assert reply.log_odds==pytest.approx(6.5, abs=.01) and remote.request_options['token_ids'][0]==(11, 13, 12, 21, 23, 22)
-    assert {'token_ids', 'top_logprobs', 'thinking'}<=remote.accepted_options
+    assert reply.log_odds==pytest.approx(6.5, abs=.01) and remote.options.alternatives['token_ids'][0]==(11, 13, 12, 21, 23, 22)
+    assert {'token_ids', 'top_logprobs', 'thinking'}<=remote.options.accepted
     looked_up = len(server.tokenized)
     remote(PROMPTS*3)
     assert looked_up==len(server.tokenized)==12 and all(q['add_special_tokens'] is False for q in server.tokenized)
@@ -323,7 +323,7 @@ def test_a_strange_tokenizer_is_no_failure(server, vocabulary, asks):
     behave(server, body(lambda t: chat(t, top=dict(logprobs=dict(content=[lean])))), vocabulary)
     remote = remote_of(server)
     assert [r.failed for r in remote(PROMPTS*4)]==[None]*8 and remote(PROMPTS[1:])[0].log_odds==pytest.approx(1.)
-    assert len(server.tokenized)==asks and remote.request_options['token_ids'][0] is None
+    assert len(server.tokenized)==asks and remote.options.alternatives['token_ids'][0] is None
 
 def refusing(*fields, words='Unrecognized request argument: {}'): # A server that knows nothing but OpenAI's own fields
     def mood(server, q, n):
@@ -339,8 +339,8 @@ def test_a_strict_server_refuses_each_field_once(server, words):
     server.mood = refusing('chat_template_kwargs', 'logprob_token_ids', words=words)
     remote = remote_of(server)
     assert not any(r.failed for r in remote(PROMPTS*5))
-    assert len(server.seen)==10+2 and remote.request_options['thinking']==remote.request_options['token_ids']==(None,)
-    assert remote.request_options['reasoning_effort'][0]=='none' and remote.request_options['temperature'][0]==0
+    assert len(server.seen)==10+2 and remote.options.alternatives['thinking']==remote.options.alternatives['token_ids']==(None,)
+    assert remote.options.alternatives['reasoning_effort'][0]=='none' and remote.options.alternatives['temperature'][0]==0
     remote(PROMPTS)
     assert len(server.seen)==14
 

@@ -93,7 +93,7 @@ def _as_typed(action, value, path): # As argparse would get it from a command li
 
 # %% ../../nbs/core/00_cli.ipynb #b1ac7844
 minimum = dict.fromkeys('batch_size eval_batch_size max_new_tokens num_data_per_iteration num_iterations num_samples num_val_samples repeats rank concurrency tries'.split(), 1) | dict(max_input_length=16) | dict.fromkeys(
-    ('early_stopping_patience evaluate_interval keep_checkpoints max_cost max_hours max_minutes max_reasoning_tokens max_update_norm parallel_members timeout '
+    ('early_stopping_patience evaluate_interval keep_checkpoints max_cost max_hours max_minutes max_reasoning_tokens max_update_norm parallel_members '
         'model_save_interval noise_cache_gb weight_decay').split(), 0)
 
 def check_numbers(

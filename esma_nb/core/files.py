@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['atomic_write', 'replace_folder', 'delete_stale_drafts', 'delete_path', 'write_error', 'flush_to_disk', 'real_path',
-           'write_json', 'read_json', 'append_lines', 'truncate_torn_line', 'read_lines']
+           'write_json', 'read_json', 'append_lines', 'write_lines', 'truncate_torn_line', 'read_lines']
 
 # %% ../../nbs/core/01_files.ipynb #0b0c2252
 import json,os,re,shutil
@@ -105,6 +105,13 @@ def append_lines(
             os.fsync(f.fileno())
     except OSError as e: raise write_error(path, e) from e
 
+def write_lines(
+    path, # A `.jsonl` file; replaced if it exists
+    values:list, # JSON-ready dicts
+):
+    "Write one line for each of `values`, atomically."
+    with atomic_write(path) as draft: append_lines(draft, values)
+
 def truncate_torn_line(path): # Cut off an incomplete last line, which a crash has left; a complete one gets its newline
     if not Path(path).exists() or not (size := Path(path).stat().st_size): return
     with open(path, 'r+b') as f:
@@ -121,11 +128,15 @@ def _is_complete(text)->bool: # The beginning of a dict is never a dict
 
 def read_lines(
     path, # A `.jsonl` file; absent is the same as empty
+    needs:tuple=(), # Fields that every line must have
 )->list: # One dict for each complete line
     "Read a log without changing it; an incomplete last line is ignored."
     if not Path(path).exists(): return []
-    *lines,last = Path(path).read_bytes().split(b'\n')
-    return [_line(path, i, l) for i,l in enumerate(lines + [last]*_is_complete(last), 1)]
+    *texts,last = Path(path).read_bytes().split(b'\n')
+    lines = [_line(path, i, t) for i,t in enumerate(texts + [last]*_is_complete(last), 1)]
+    lost = next((f'line {i} is damaged (it lacks {k})' for i,l in enumerate(lines, 1) for k in needs if k not in l), None)
+    if lost: raise ValueError(f"{path} {lost}: restore the file or delete the line")
+    return lines
 
 def _line(path, i, text):
     try: return _checked_dict(json.loads(text))

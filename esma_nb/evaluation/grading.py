@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from fastcore.meta import delegates
 from ..core.cli import command
-from ..core.files import append_lines,atomic_write,read_lines
+from ..core.files import read_lines,write_lines
 from ..core.runs import read_about
 from ..metrics.matching import word_match
 from ..api.judge import Judge,judge_prompt
@@ -40,7 +40,7 @@ def ask_judge(judge, cases)->list: # Its outcomes; prints its prompt and its bil
 def judge_run(path, judge)->list: # Grade the records of a finished run, and write them back
     records = grade([replace(r, correct=None if r.failed else word_match(r.direct_output, r.answers), grades=None) for r in load_records(path)], 'judge', 'words', judge)
     lines = [l | dict(correct=r.correct, grades=r.grades) for l,r in zip(read_lines(path), records, strict=True)]
-    with atomic_write(path) as draft: append_lines(draft, lines)
+    write_lines(path, lines)
     return records
 
 # %% ../../nbs/evaluation/02_grading.ipynb #acb489ab
@@ -52,7 +52,7 @@ def open_judge(run, wanted:bool, args:dict)->Judge: # None unless it is wanted; 
 
 # %% ../../nbs/evaluation/02_grading.ipynb #afd5c182
 def cluster_again(records, path, by:str, judge)->list: # `path`: the samples of their run
-    samples = read_lines(path)
+    samples = read_lines(path, ('question_id', 'answer', 'samples', 'log_likelihoods'))
     if not samples: raise ValueError(f"{path} holds no samples: --cluster_by needs a run with --signals consistency or semantic_entropy")
     if by!='judge': return recluster(records, samples, agree_by_grader.get(by) or partial(same_words, match=graders[by]))
     questions = {r.question_id: r.question for r in records}

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 from ..metrics.scores import MetaScores,bracket_flagged,flag_meaning,mark
-from ..core.files import append_lines,atomic_write,read_json,write_json
+from ..core.files import read_json,write_json,write_lines
 from ..core.runs import read_metrics
 from ..evaluation.records import columns,load_records
 from ..evaluation.evaluate import evaluate_into,is_record_of
@@ -125,8 +125,7 @@ def measure(
     found = group.gather_results(evaluate_into(part, generate, rows[group.replica::group.n_replicas], claim, match, batch_size, progress))
     place = {r['question_id']: i for i,r in enumerate(rows)}
     found.sort(key=lambda r: place[r.question_id])
-    if group.is_main:
-        with atomic_write(path) as draft: append_lines(draft, [asdict(r) for r in found])
+    if group.is_main: write_lines(path, [asdict(r) for r in found])
     group.barrier()
     tidy()
     return found

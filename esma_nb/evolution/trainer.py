@@ -15,7 +15,7 @@ from typing import Callable
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..metrics.scores import MetaScores
-from ..core.files import append_lines,read_lines,atomic_write
+from ..core.files import append_lines,read_lines,write_lines
 from ..core.manifests import sha256_json
 from ..core.runs import read_metrics
 from ..datasets.rows import sample_rows
@@ -157,7 +157,7 @@ def resume(self:ESTrainer):
         raise ValueError(f"these are other questions than when the run in {self.out} began: restore them, or name another --output_dir")
     if self.group.is_main:
         kept = [m for m in read_metrics(self.out) if m['iteration']<=self.done]
-        with atomic_write(self.out/'metrics.jsonl') as draft: append_lines(draft, kept)
+        write_lines(self.out/'metrics.jsonl', kept)
         if self.done: self.log(f"going on after iteration {self.done}")
     earlier = {int(p.stem[4:]): p for p in (self.out/'records').glob('iter*.jsonl') if p.stem[4:].isdecimal()}
     self.measured |= {t: self.scored(load_records(p)) for t,p in earlier.items() if t<=self.done}

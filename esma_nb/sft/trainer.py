@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from ..core.files import append_lines,read_lines,atomic_write
+from ..core.files import append_lines,read_lines,write_lines
 from ..core.runs import read_metrics
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
@@ -156,9 +156,9 @@ def resume(self:SFTTrainer):
 
 @patch
 def delete_later_lines(self:SFTTrainer): # Delete lines and records of iterations after the checkpoint
-    for name,lines in {'metrics.jsonl': read_metrics(self.out), 'labels.jsonl': read_lines(self.out/'labels.jsonl')}.items():
+    for name,lines in {'metrics.jsonl': read_metrics(self.out), 'labels.jsonl': read_lines(self.out/'labels.jsonl', ('iteration', 'right'))}.items():
         kept = [line for line in lines if line['iteration']<=self.global_step]
-        with atomic_write(self.out/name) as draft: append_lines(draft, kept)
+        write_lines(self.out/name, kept)
     for path in [*self.out.glob('records/*iter*.jsonl'), *self.out.glob('learned/records/*iter*.jsonl'), *self.out.glob('.labels-iter*.jsonl')]: # Also unfinished records, such as .iter000300.0of1.jsonl
         if int(re.search(r'iter(\d+)', path.name)[1])>self.global_step: path.unlink()
 
