@@ -21,7 +21,7 @@ from ..engines.vllm import vllm_engine
 from ..engines.vllm_model import check_engine,forget_prefixes,launch_vllm,prepare_environment,vllm_weights
 from ..evaluation.records import load_records,scores
 from ..evaluation.protocol import build_claim,check_grader,graders,prompt_limits,token_sampler,training_protocol
-from ..evaluation.evaluate import eval_model,evaluate_into,local_model
+from ..evaluation.evaluate import check_claim,eval_model,evaluate_into,local_model
 from ..evaluation.compare import write_csv
 from .sweep_results import score_row,write_results
 
@@ -165,6 +165,7 @@ def sweep(
     if args['engine']=='vllm': generate,parameters = load_vllm(before, here, protocol)
     else: generate,_,parameters = local_model(here, protocol, batch_size, device)
     check_names(parameters, before)
+    check_claim(generate, questions, elicit, graders[protocol['matcher']], args['claim'])
     delta = open_sweep(out, before, tuned, args, counts=counts, protocol=protocol) # Nothing is written before all of that went well
     print(f"{args['dataset']}: {describe(counts)}; {len(todo)} models; records in {out}")
     total = len(questions)

@@ -8,7 +8,7 @@ __all__ = ['dtypes', 'TensorLocation', 'read_header', 'tensor_locations', 'read'
            'equal_bits', 'sha256_weights']
 
 # %% ../../nbs/patching/01_tensors.ipynb #ed76a85f
-import json,os,re
+import json,re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -106,8 +106,6 @@ def find_weights(
     name, # A model folder, a run folder, a `.gguf` file, a hub id, `demo` or `smollm2`
 )->Path: # A folder with safetensors
     "Find the folder with a model's weights; a model of the hub is downloaded."
-    run = Path(os.path.expanduser(name))
-    if str(name) not in ('demo', 'smollm2') and (run/'model'/'config.json').is_file(): name = run/'model'
     location = find_model(str(name))
     folder = Path(location['pretrained_model_name_or_path'])
     if 'gguf_file' in location: return convert_gguf(folder/location['gguf_file'])
