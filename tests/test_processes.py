@@ -1,5 +1,5 @@
 "Several processes end at the bits of one, whoever does what, and in whichever order"
-import json,os,subprocess,sys
+import json,os,socket,subprocess,sys
 from pathlib import Path
 import pytest
 
@@ -21,6 +21,14 @@ def alone(request, tmp_path_factory):
     subprocess.run([BIN/'esma_nb_train', *TINY, *WAYS[request.param], '--output_dir', out], check=True, env=ENV)
     assert all(any(json.loads(l)['coefficients']) for l in (out/'journal.jsonl').open()), 'a run in which nothing moves proves nothing'
     return WAYS[request.param],digest(out)
+
+def test_a_taken_port(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        env = ENV | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(taken.getsockname()[1]), WORLD_SIZE='2', RANK='0', LOCAL_RANK='0', LOCAL_WORLD_SIZE='2')
+        end = subprocess.run([BIN/'esma_nb_train', *TINY, '--output_dir', tmp_path/'run'], env=env, capture_output=True, text=True)
+    assert end.returncode==2 and 'give torchrun another --master_port' in end.stderr and 'Traceback' not in end.stderr and not (tmp_path/'run').exists()
 
 ODD = '''
 import sys,time

@@ -37,8 +37,10 @@ class ProcessGroup:
     def __init__(self,
         cpu:bool=False, # Stay on the CPU, also where there is a GPU
         tensor_parallel_size:int=1, # Processes that share one model: ranks 0 to k-1 the first one, and so on
-    ): # Raises ValueError where the processes cannot be divided so
-        self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=longest_wait, **restart_store())
+    ): # Raises ValueError where the processes cannot be divided so, ConnectionError where they do not find each other
+        try: self.state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=longest_wait, **restart_store())
+        except RuntimeError as e: raise ConnectionError(f"the processes cannot meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: if the port is taken, give torchrun another --master_port "
+            f"({str(e).strip().splitlines()[0][:200]})") from e
         self.rank,self.world_size,self.is_main = self.state.process_index,self.state.num_processes,self.state.is_main_process
         if self.world_size%tensor_parallel_size: raise ValueError(f"{self.world_size} process(es) cannot be divided into models of "
             f"{tensor_parallel_size}: start a multiple of it with torchrun --nproc_per_node")
