@@ -136,11 +136,12 @@ def dagger_note(
     return [f'{mark} {said}. There d′ depends on its correction; read the {"AUROC" if auroc else "four counts"} first'] if said else []
 
 def metric_notes(s:MetaScores, in_table)->list: # `in_table`: is this field shown?
-    "Why metrics of a run are missing, and how few answers the others rest on."
+    "Why metrics of a run or an interval are missing, and how few answers the others rest on."
     found = {}
     for name,w in s.reasons.items(): found.setdefault(w, []).append(name)
     if s.n_log_odds is not None and s.n_log_odds<s.n:
         found[f'from {s.n_log_odds:,} of {s.n:,} answers, those with log-odds'] = [m for m in of_log_odds if getattr(s, m) is not None]
+    if s.auroc is not None and s.auroc_ci is None: found['no interval, because all log-odds are equal'] = ['auroc']
     shown = {w: ', '.join(label(m) for m in names if in_table(m)) for w,names in found.items()}
     return [f'{names}: {w}' for w,names in shown.items() if names]
 

@@ -64,7 +64,7 @@ def _rejection_scores(right, score, risk, draws, seed)->dict: # `prr` and `cover
     value = {k: as_float(x) for k,x in rejection_metrics(at, risk).items()}
     drawn = bootstrap(lambda w: rejection_metrics(w, risk), pool, draws, seed)
     few = int(min(right.sum(), (~right).sum()))
-    prr_ci = None if value['prr'] is None else logit_interval(value['prr'], drawn['prr'].std(), few, low=-1)
+    prr_ci = None if value['prr'] is None or at.shape[-1]==1 else logit_interval(value['prr'], drawn['prr'].std(), few, low=-1)
     many = few and value['coverage']*len(right)>=20 # Below, the largest of few resampled shares is too large to be an interval
     return value | dict(prr_ci=prr_ci, coverage_ci=percentile_interval(drawn['coverage'], value['coverage']) if many else None)
 
