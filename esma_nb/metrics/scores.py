@@ -44,7 +44,7 @@ class MetaScores:
     auroc:float # How well the log-odds separate right from wrong answers; ½ is chance
     gamma:float # The same without ties (Goodman and Kruskal), from -1 to 1
     aurc:float # Area under the risk-coverage curve; 0 is best
-    ece:float # Expected calibration error: mean distance of confidence from accuracy over 10 bins
+    ece:float # Expected calibration error: mean distance of confidence from accuracy over 10 equal-mass bins, ties kept together
     brier:float # Brier score: mean squared distance of confidence from outcome
     brier_reliability:float # Its part from miscalibration; 0 is best
     brier_resolution:float # What separating right from wrong answers subtracts from it
