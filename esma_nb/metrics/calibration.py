@@ -59,13 +59,13 @@ def ranking_metrics(w)->dict: # From weights `(..., 2, levels)`; NaN where not d
     "The ranking metrics: `auroc`, `gamma`, `aurc`."
     wrong,right = w[...,0,:],w[...,1,:]
     pairs,ties = wrong.sum(-1)*right.sum(-1),(wrong*right).sum(-1)
-    above = (right*(wrong.cumsum(-1)-wrong)).sum(-1)
+    above,below = (right*(wrong.cumsum(-1)-wrong)).sum(-1),(wrong*(right.cumsum(-1)-right)).sum(-1)
     wrong,mass = wrong[...,::-1],(wrong+right)[...,::-1]
     last,errors = mass.cumsum(-1),wrong.cumsum(-1)-wrong
     before = last-mass
     with np.errstate(invalid='ignore', divide='ignore'):
         risk = wrong + (errors - before*wrong/np.where(mass>0, mass, 1)) * (harmonic_number(last)-harmonic_number(before))
-        return dict(auroc=(above+ties/2)/pairs, gamma=(2*above+ties-pairs)/(pairs-ties), aurc=risk.sum(-1)/mass.sum(-1))
+        return dict(auroc=(above+ties/2)/pairs, gamma=(above-below)/(above+below), aurc=risk.sum(-1)/mass.sum(-1))
 
 # %% ../../nbs/metrics/03_calibration.ipynb #596422aa
 def auroc(correct, log_odds)->float: # 0.5 is chance, 1 is perfect; `None` without both right and wrong answers
@@ -144,22 +144,27 @@ def confidence_scores(
     v = {k: as_float(x) for k,x in confidence_metrics(at.n, at).items() if k!='gap'}
     if not len(right): return v | {f'{k}_ci': None for k in v}
     drawn = bootstrap(lambda w: confidence_metrics(w, pool), pool.n, draws, seed)
-    return v | confidence_intervals(v, right, confidence_metrics(pool.n, pool), drawn)
+    return v | confidence_intervals(v, at.n, confidence_metrics(pool.n, pool), drawn)
 
 # %% ../../nbs/metrics/03_calibration.ipynb #6b73a891
-def confidence_intervals(v:dict, right, pooled:dict, drawn:dict)->dict:
+def confidence_intervals(
+    v:dict, # The metrics by name; `None` where not defined
+    n, # Numbers of wrong and of right answers by level, `(2, levels)`
+    pooled:dict, # The metrics of the levels that were resampled
+    drawn:dict, # Their bootstrap draws
+)->dict: # `{name_ci: [low, high]}`
     "The 95 % interval of each metric that is defined, by the method that suits it; `None` where resampling cannot give one."
-    rarer = int(min(right.sum(), (~right).sum()))
+    rarer,untied = int(n.sum(1).min()),int(n.sum()-n.sum(0).max()) # Questions of the rarer outcome; outside the largest level
     undefined = () if rarer else ('ece', 'brier', 'brier_reliability', 'brier_resolution') # Resampling never draws the other outcome
-    few,std,ci = rarer if rarer>1 else len(right),{k: drawn[k].std() for k in v},dict.fromkeys(v)
-    for k,n in dict(auroc=rarer, gamma=rarer, aurc=few, brier=few).items():
-        if v[k] is not None: ci[k] = logit_interval(v[k], std[k], n, low=-1 if k=='gamma' else 0)
+    few,std,ci = rarer if rarer>1 else int(n.sum()),{k: np.nanstd(drawn[k]) for k in v if v[k] is not None},dict.fromkeys(v)
+    for k,df in dict(auroc=rarer if untied else 0, gamma=min(rarer, untied), aurc=few, brier=few).items():
+        if v[k] is not None and df: ci[k] = logit_interval(v[k], std[k], df, low=-1 if k=='gamma' else 0)
     for k,(low,high) in dict(ece=(0, 1), brier_reliability=(0, 1), brier_resolution=(-1, .25)).items():
         ci[k] = bias_corrected_interval(v[k], drawn[k].mean()-pooled[k], std[k], few, low, high)
     if v['auroc'] in (0, 1): # Perfectly separated: resampling draws no other errors than those that were seen
         for k in ('ece', 'brier', 'brier_reliability'): ci[k] = [max(0., v[k]-wilson(0, few)[1]), min(1., v[k]+wilson(0, few)[1])]
     if pooled['ece'] <= np.percentile(np.abs(drawn['gap']-pooled['gap']).sum(-1), 97.5): ci['ece'][0] = 0.
-    low,high = wilson(int(right.sum()), len(right))
+    low,high = wilson(int(n[1].sum()), int(n.sum()))
     ends = low*(1-low),high*(1-high)
     ci['brier_uncertainty'] = [min(ends), .25 if low<=.5<=high else max(ends)]
     return {f'{k}_ci': None if k in undefined else x for k,x in ci.items()}

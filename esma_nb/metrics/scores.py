@@ -44,7 +44,7 @@ class MetaScores:
     auroc:float # How well the log-odds separate right from wrong answers; ½ is chance
     gamma:float # The same without ties (Goodman and Kruskal), from -1 to 1
     aurc:float # Area under the risk-coverage curve; 0 is best
-    ece:float # Expected calibration error: mean distance of confidence from accuracy over 10 bins
+    ece:float # Expected calibration error: mean distance of confidence from accuracy over 10 equal-mass bins, ties kept together
     brier:float # Brier score: mean squared distance of confidence from outcome
     brier_reliability:float # Its part from miscalibration; 0 is best
     brier_resolution:float # What separating right from wrong answers subtracts from it
@@ -136,11 +136,12 @@ def dagger_note(
     return [f'{mark} {said}. There d′ depends on its correction; read the {"AUROC" if auroc else "four counts"} first'] if said else []
 
 def metric_notes(s:MetaScores, in_table)->list: # `in_table`: is this field shown?
-    "Why metrics of a run are missing, and how few answers the others rest on."
+    "Why metrics of a run or an interval are missing, and how few answers the others rest on."
     found = {}
     for name,w in s.reasons.items(): found.setdefault(w, []).append(name)
     if s.n_log_odds is not None and s.n_log_odds<s.n:
         found[f'from {s.n_log_odds:,} of {s.n:,} answers, those with log-odds'] = [m for m in of_log_odds if getattr(s, m) is not None]
+    if s.auroc is not None and s.auroc_ci is None: found['no interval, because all log-odds are equal'] = ['auroc']
     shown = {w: ', '.join(label(m) for m in names if in_table(m)) for w,names in found.items()}
     return [f'{names}: {w}' for w,names in shown.items() if names]
 

@@ -46,7 +46,7 @@ def selective_scores(
     probability:bool=False, # Is the score a probability of being right? Then `ece` is computed
     risk:float=.1, # For `coverage`, from 0 to 1
     draws:int=2000, seed:int=0, # As for `bootstrap_weights`
-)->dict: # `n`, and `{name: value, name_ci: [low, high]}` for `selective_metrics`; `None` where not defined
+)->dict: # `n`, `coverage_reason` (why the coverage has no interval), and `{name: value, name_ci: [low, high]}` for `selective_metrics`; `None` where not defined
     "The metrics of selective prediction, with 95 % intervals where resampling gives one."
     if not 0<=risk<=1: raise ValueError(f"risk is {risk}: give a share of wrong answers from 0 to 1")
     right,score = valid_rows(correct, score, 'score')
@@ -56,17 +56,18 @@ def selective_scores(
     found = dict(n=len(right)) | {k: v[k] for k in ('auroc', 'auroc_ci', 'aurc', 'aurc_ci')}
     found |= {k: v[k] if probability else None for k in ('ece', 'ece_ci')}
     found |= dict(auarc=None if v['aurc'] is None else 1-v['aurc'], auarc_ci=v['aurc_ci'] and [1-x for x in v['aurc_ci'][::-1]])
-    return found | _rejection_scores(right, score, risk, draws, seed)
+    return found | _rejection_scores(right, score, risk, v['auroc_ci'], draws, seed)
 
-def _rejection_scores(right, score, risk, draws, seed)->dict: # `prr` and `coverage`
-    if not len(right): return dict.fromkeys(('prr', 'prr_ci', 'coverage', 'coverage_ci'))
+def _rejection_scores(right, score, risk, auroc_ci, draws, seed)->dict: # `prr`, `coverage`, and `coverage_reason`, why it has no interval
+    if not len(right): return dict.fromkeys(('prr', 'prr_ci', 'coverage', 'coverage_ci', 'coverage_reason'))
     at,pool = (levels(right, score, max_levels=max_levels).n for max_levels in (None, 250))
     value = {k: as_float(x) for k,x in rejection_metrics(at, risk).items()}
     drawn = bootstrap(lambda w: rejection_metrics(w, risk), pool, draws, seed)
     few = int(min(right.sum(), (~right).sum()))
-    prr_ci = None if value['prr'] is None else logit_interval(value['prr'], drawn['prr'].std(), few, low=-1)
-    many = few and value['coverage']*len(right)>=20 # Below, the largest of few resampled shares is too large to be an interval
-    return value | dict(prr_ci=prr_ci, coverage_ci=percentile_interval(drawn['coverage'], value['coverage']) if many else None)
+    prr_ci = None if value['prr'] is None or at.shape[-1]==1 else logit_interval(value['prr'], drawn['prr'].std(), few, low=-1)
+    why = 'only right or only wrong answers' if not few else None if (auroc_ci or [0])[0]>.5 else 'the AUROC is not shown to be above ½'
+    if not why and value['coverage']*len(right)<20: why = 'fewer than 20 questions'
+    return value | dict(prr_ci=prr_ci, coverage_ci=None if why else percentile_interval(drawn['coverage'], value['coverage']), coverage_reason=why)
 
 # %% ../../nbs/metrics/05_selective.ipynb #46e2c1e5
 def selective_table(
@@ -75,10 +76,11 @@ def selective_table(
     probabilities=(), # Names of scores that are probabilities
     risk:float=.1, # For `coverage`, from 0 to 1
 )->str: # Markdown that is aligned in a terminal too
-    "One line for each score, with the metrics of `selective_scores`."
+    "One line for each score, with the metrics of `selective_scores`; below, why a coverage has no interval."
     def interval(ci): return f' [{ci[0]+0:.3f}, {ci[1]+0:.3f}]' if ci else ''
     def cell(v, k): return '–' if v[k] is None else f'{v[k]+0:.3f}' + interval(v[f'{k}_ci'])
     found = {name: selective_scores(correct, s, name in probabilities, risk) for name,s in scores.items()}
     title = [f'coverage at risk {risk:g}' if k=='coverage' else k for k in selective_metrics]
     lines = [['', 'n', *title]] + [[name, str(v['n']), *(cell(v, k) for k in selective_metrics)] for name,v in found.items()]
-    return markdown_table(lines)
+    notes = [f"- {name}: coverage has no interval ({v['coverage_reason']})" for name,v in found.items() if v['coverage_reason']]
+    return '\n'.join([markdown_table(lines), *[''][:len(notes)], *notes])

@@ -18,7 +18,7 @@ class Tracking:
     n:int # Questions with all 3 values
     accuracy:float # Coefficient of being right, None where it is not defined
     accuracy_ci:list # Its 95 % interval
-    consistency:float # Coefficient of the consistency
+    consistency:float # Coefficient of the consistency, for 1 standard deviation of its true values
     consistency_ci:list
     reason:str=None # Why there are none
 
@@ -57,7 +57,8 @@ def tracking(
     if min(fewest)<2 or np.linalg.matrix_rank(x)<3: return Tracking(len(rows), None, None, None, None, 'needs 2 right and 2 wrong answers, and a consistency that varies apart from them')
     if 1-noise.mean()-np.corrcoef(c, k)[0,1]**2 <= .05: return Tracking(len(rows), None, None, None, None, 'without its sampling error the consistency hardly varies apart from being right: take more samples')
     w,cov = regress(x, normal_scores(y), noise)
-    half = NormalDist().inv_cdf(.975)*np.diag(cov)**.5
+    scale = np.array([1, (1-noise.mean())**.5, 1]) # From 1 standard deviation of the measured consistency to 1 of the true one
+    w,half = w*scale,NormalDist().inv_cdf(.975)*np.diag(cov)**.5*scale
     (a,b),(ci_a,ci_b) = w[:2].tolist(),[[float(v-h), float(v+h)] for v,h in zip(w[:2], half)]
     return Tracking(len(rows), a, ci_a, b, ci_b)
 
