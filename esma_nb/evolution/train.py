@@ -41,6 +41,7 @@ def changeable(args:dict)->tuple: # Names of arguments that may differ when a ru
 
 def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrainer`; None where nothing is left to do
     "Load what a run needs, try it on two questions, and only then create its folder; `task` is from `claim_and_reward`."
+    from esma_nb.engines.models import identify_model
     from esma_nb.evolution.trainer import ESTrainer
     protocol = training_protocol(args)
     rows,eval_rows,counts = load_questions(args, clean=protocol['clean'])
@@ -51,7 +52,6 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     about = dict(counts=counts, protocol=protocol, questions_sha256=sha256_rows(rows+eval_rows))
     def claim_folder(**more):
         if group.is_main: open_run(out, args, changeable(args), **about, **more)
-    from esma_nb.engines.models import identify_model
     if group.broadcast((out/'args.json').exists()): claim_folder()
     log(f"{args['dataset']}: {describe(counts)}\n{describe_run(args)}; settings in {out/'args.json'}")
     for r in [*rows, *eval_rows, *(r for some in also.values() for r in some)]: claim_prompts(task[0], r) # A question that cannot be asked is refused here
