@@ -33,8 +33,8 @@ moments = dict(
     metrics=Moment('esma_nb.core.files:append_lines', 'after', r'metrics\.jsonl', main=True), # Metrics' line there, journal's not
     torn=Moment('esma_nb.core.files:append_lines', 'torn', r'journal\.jsonl', main=True), # Half of a journal's line
     journal=Moment('esma_nb.core.files:append_lines', 'after', r'journal\.jsonl', main=True), # The line is there, the checkpoint is not
-    weights=Moment('esma_nb.engines.models:write_model', 'in', main=True), # Weights of a checkpoint are being written
-    unsealed=Moment('esma_nb.engines.models:write_model', 'after', main=True), # They were; no manifest
+    weights=Moment('esma_nb.engines.saving:write_model', 'in', main=True), # Weights of a checkpoint are being written
+    unsealed=Moment('esma_nb.engines.saving:write_model', 'after', main=True), # They were; no manifest
     sealed=Moment('esma_nb.core.manifests:write_manifest', 'after', main=True), # Finished, not renamed
     renamed=Moment('os:replace', 'after', r'iter\d+|model', main=True), # There, and the older ones not yet pruned
     pruning=Moment('shutil:rmtree', 'half', r'iter\d+', N-3, main=True), # An old checkpoint is half gone

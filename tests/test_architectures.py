@@ -11,7 +11,8 @@ from esma_nb.patching import commands as surgery
 from esma_nb.engines.hf import generate_ids,hf_engine
 from esma_nb.engines.llama import decoder_for
 from esma_nb.engines.encoding import encode
-from esma_nb.engines.models import cast_parameters,find_model,fingerprint,load_model,quiet,save_model,stored_tensors
+from esma_nb.engines.models import cast_parameters,find_model,load_model,quiet
+from esma_nb.engines.saving import fingerprint,save_model,stored_tensors
 from esma_nb.engines.prepack import pack
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 from esma_nb.patching.replay import at_iteration

@@ -8,7 +8,8 @@ from safetensors.torch import load_file,save_file
 from esma_nb.evaluation.evaluate import eval_model
 from esma_nb.evolution.es import MasterWeights
 from esma_nb.evolution.checkpoint import resume_weights,save_checkpoint
-from esma_nb.engines.models import cast_parameters,fingerprint,load_model
+from esma_nb.engines.models import cast_parameters,load_model
+from esma_nb.engines.saving import fingerprint
 from esma_nb.evolution.optimizers import Adam
 from esma_nb.patching.replay import replay_run
 from esma_nb.core.files import append_lines,read_lines

@@ -11,7 +11,7 @@ from esma_nb.evaluation.protocol import resolve_protocol,build_claim
 from esma_nb.evaluation.protocol import matchers
 from esma_nb.prompts.templates import Completion,direct_prompt,meta_prompt
 from esma_nb.evaluation.api_jobs import evaluate_api,run_and_bill
-from esma_nb.evaluation.evaluate import Plan
+from esma_nb.evaluation.plans import Plan
 
 ROW = dict(question_id='1', question='What is the capital of Country 1?', answers=['City 1'])
 PROMPTS = [direct_prompt(ROW['question']), meta_prompt(ROW['question'])]

@@ -2,14 +2,17 @@
 import io,json,shutil
 from contextlib import redirect_stdout
 import pytest,torch
+from huggingface_hub import constants
 from esma_nb.core.files import read_json,write_json
 from esma_nb.datasets.registry import load_rows
-from esma_nb.engines.models import load_model,save_model
+from esma_nb.engines.models import load_model
+from esma_nb.core.manifests import sha256_file
+from esma_nb.engines.saving import fingerprint,save_model
 from esma_nb.evaluation.evaluate import eval_model
 from esma_nb.evolution.train import train
 from esma_nb.patching.deltas import open_delta
 from esma_nb.patching.commands import delta
-from esma_nb.patching.replay import replay_run
+from esma_nb.patching.replay import at_iteration,replay_run
 from esma_nb.sft.train import sft
 
 ES = dict(sigma=.04, alpha=.02, population_size=4, num_data_per_iteration=8, num_val_samples=10, model_save_interval=1, device='cpu', dtype='float32', seed=5)
@@ -78,3 +81,23 @@ def test_a_delta_has_no_path_of_the_machine(tmp_path):
     quietly(delta, str(tmp_path/'base'), str(tmp_path/'tuned'), str(tmp_path/'d.safetensors'))
     about = open_delta(tmp_path/'d.safetensors').metadata
     assert (about['base'], about['tuned'])==('base', 'tuned') and str(tmp_path) not in str(about)
+
+def test_a_moved_branch_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    repository,first,second = tmp_path/'cache'/'models--me--tiny','a'*40,'b'*40
+    for commit,factor in {first: 1., second: 1.3}.items(): save(repository/'snapshots'/commit, factor)
+    def move(to): (repository/'refs').mkdir(exist_ok=True), (repository/'refs'/'main').write_text(to)
+    move(first)
+    command = ES | dict(dataset='demo', output_dir=str(tmp_path/'run'))
+    made = quietly(train, **command, model='me/tiny', num_iterations=2)
+    move(second)
+    with pytest.raises(ValueError, match=f'another revision.*give --model me/tiny@{first},'): quietly(train, **command, model='me/tiny', num_iterations=3)
+    with pytest.raises(ValueError, match='belongs to a run with'): quietly(train, **command, model=f'me/tiny@{second}', num_iterations=3)
+    model,*_ = at_iteration(tmp_path/'run', 0, checkpoints=False)
+    assert fingerprint(dict(model.named_parameters()))==fingerprint(dict(load_model(f'me/tiny@{first}', 'float32', 'cpu')[0].named_parameters()))
+    quietly(replay_run, str(tmp_path/'run'), output_dir=str(tmp_path/'again'))
+    assert sha256_file(tmp_path/'again'/'model.safetensors')==sha256_file(tmp_path/'run'/'model'/'model.safetensors')
+    assert quietly(train, **command, model=f'me/tiny@{first}', num_iterations=3)['iterations']==3 and made['iterations']==2
+    quietly(delta, f'me/tiny@{first}', f'me/tiny@{second}', str(tmp_path/'d.safetensors'))
+    assert f'--model me/tiny@{first}' in (tmp_path/'run'/'model'/'README.md').read_text()

@@ -8,7 +8,8 @@ from esma_nb.engines.hf import generate_ids,hf_engine
 from esma_nb.engines.llama import LlamaDecoder,decoder_for
 from esma_nb.engines.prefix_cache import can_share_prefix
 from esma_nb.engines.prepack import pack
-from esma_nb.engines.models import fingerprint,load_model
+from esma_nb.engines.models import load_model
+from esma_nb.engines.saving import fingerprint
 from esma_nb.engines.encoding import encode
 from esma_nb.evolution.noise import direction,cached_noise
 from esma_nb.prompts.templates import direct_prompt,meta_prompt

@@ -7,7 +7,8 @@ import torch
 from esma_nb.evolution.es import MasterWeights,sample_population
 from esma_nb.engines.hf import generate_ids
 from esma_nb.evolution.lowrank import LowRankBatch,lowrank_engine,lowrank_direction,lowrank_sum
-from esma_nb.engines.models import fingerprint,load_model
+from esma_nb.engines.models import load_model
+from esma_nb.engines.saving import fingerprint
 from esma_nb.engines.prepack import pack
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 from esma_nb.engines.llama import decoder_for

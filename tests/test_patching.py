@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file,save_file
 from esma_nb.patching import commands
-from esma_nb.engines.models import load_model,quiet,save_model
+from esma_nb.engines.models import load_model,quiet
+from esma_nb.engines.saving import save_model
 from esma_nb.patching.tensors import open_weights,sha256_weights
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', TQDM_DISABLE='1')

@@ -10,7 +10,8 @@ from esma_nb.evaluation.protocol import resolve_protocol,build_claim
 from esma_nb.evaluation.evaluate import eval_model
 from esma_nb.sft.examples import tokenize_example
 from esma_nb.engines.hf import hf_engine
-from esma_nb.engines.models import load_model,save_model
+from esma_nb.engines.models import load_model
+from esma_nb.engines.saving import save_model
 from esma_nb.evaluation.protocol import matchers
 from esma_nb.prompts.templates import direct_prompt,meta_prompt
 

@@ -42,7 +42,8 @@ def test_a_run_has_what_a_run_has(whole):
 
 def test_the_final_model_is_a_model(whole):
     from transformers import AutoModelForCausalLM,AutoTokenizer
-    from esma_nb.engines.models import fingerprint,load_model
+    from esma_nb.engines.models import load_model
+    from esma_nb.engines.saving import fingerprint
     moved = dict(AutoModelForCausalLM.from_pretrained(whole/'model').named_parameters())
     assert AutoTokenizer.from_pretrained(whole/'model').chat_template and not (whole/'model'/'optimizer.safetensors').exists()
     assert fingerprint(moved)==digest(whole)

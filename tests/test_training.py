@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
 def test_the_final_model_is_a_model(whole):
     from transformers import AutoModelForCausalLM,AutoTokenizer
     from esma_nb.evolution.es import MasterWeights
-    from esma_nb.engines.models import fingerprint
+    from esma_nb.engines.saving import fingerprint
     model = AutoModelForCausalLM.from_pretrained(whole/'model')
     assert AutoTokenizer.from_pretrained(whole/'model').chat_template
     assert fingerprint(MasterWeights(model).state())==digest(whole)

@@ -32,7 +32,7 @@ def same_run(a, b):
 
 def vllm(*more): return ['--engine', 'vllm', '--enforce_eager', *SMALL, *more]
 
-@pytest.mark.parametrize('page', ['08_vllm_model', '09_vllm', '10_lora'])
+@pytest.mark.parametrize('page', ['09_vllm_model', '10_vllm', '11_lora'])
 def test_the_pages(page):
     from nbdev.test import test_nb as run_nb
     ok,_ = run_nb(ROOT/'nbs'/'engines'/f'{page}.ipynb', skip_flags=['slow', 'gpu', 'net'], force_flags=['vllm'], basepath=ROOT)

@@ -58,7 +58,7 @@ def tests(a):
 
 noise_code = """import sys
 from esma_nb.evolution.noise import direction
-from esma_nb.engines.models import fingerprint
+from esma_nb.engines.saving import fingerprint
 shapes = dict(a=(3001, 4096), b=(2**25+3,), c=(7, 2))
 print(fingerprint({n: direction((42, 3, 7), n, shapes[n], sys.argv[2]) for n in sys.argv[1]}))"""
 
@@ -73,7 +73,7 @@ def correct(a):
 def visits(device, n)->bool: # Does every bit come home?
     import torch
     from esma_nb.evolution.es import MasterWeights
-    from esma_nb.engines.models import fingerprint
+    from esma_nb.engines.saving import fingerprint
     from esma_nb.engines.models import load_model
     model,_ = load_model('demo', 'float32', device)
     master = MasterWeights(model)
@@ -104,7 +104,8 @@ def invented(a)->Path:
     if (folder/'config.json').exists(): return folder
     import torch
     from transformers import AutoModelForCausalLM,Qwen2Config
-    from esma_nb.engines.models import load_model,pick_device,save_model
+    from esma_nb.engines.models import load_model,pick_device
+    from esma_nb.engines.saving import save_model
     size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=2000) if a.toy else dict(
         hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, vocab_size=151936)
     torch.manual_seed(0)

@@ -171,7 +171,7 @@ def bench_evaluation(model, dataset, split, data_dir, num_samples, batch_size, d
 # %% ../../nbs/bench/03_bench.ipynb #9868c9cf
 @command
 def bench(
-    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
+    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id, with `@REVISION` if need be
     dataset:str='demo', # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt
     split:str=None, # `train`, `validation` or the set's own name; default: its usual evaluation split
     data_dir:str=None, # Folder to read the set from, instead of the hub

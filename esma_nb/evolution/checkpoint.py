@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
 from ..core.files import read_json,atomic_write
 from ..core.manifests import verify_manifest,sha256_json,write_manifest
-from ..engines.models import fingerprint,load_model,quiet,stored_tensors,write_model
+from ..engines.models import load_model,quiet
+from ..engines.saving import fingerprint,stored_tensors,write_model
 from .noise import noises
 from .lowrank import lowrank_direction,lowrank_sum
 from .optimizers import make_optimizer

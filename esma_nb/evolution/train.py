@@ -100,7 +100,7 @@ def estimated_memory(run)->float: # Bytes
 # %% ../../nbs/evolution/11_train.ipynb #b53ab7de
 @command
 def train(
-    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
+    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id, with `@REVISION` if need be
     dataset:str=None, # A question set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt; default: demo for demo, trivia_qa for any other model
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts

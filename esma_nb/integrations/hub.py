@@ -15,7 +15,7 @@ from ..evaluation.compare import forgetting_table
 from ..metrics.scores import MetaScores,format_metric,metrics_table
 from ..core.cli import make_parser
 from ..core.files import atomic_write,read_json
-from ..core.runs import read_about
+from ..core.runs import read_about,recorded_model
 from ..core.redaction import redact_args
 from ..datasets.question_sets import dataset_specs
 
@@ -56,7 +56,7 @@ def claim_prompt(args:dict)->list: # Its text in a code block; empty where the p
 def metadata(args:dict)->dict: # The card's head
     "Fields for the hub's search, as far as they are known."
     def on_hub(name): return [name] if name and re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not Path(name).exists() else []
-    base = on_hub(hub_ids.get(args['model'], args['model']))
+    base = on_hub(hub_ids.get(args['model'], args['model'].partition('@')[0]))
     data = on_hub(getattr(dataset_specs.get(args['dataset']), 'source', None))
     method = 'evolution-strategies' if 'population_size' in args or 'sigma' in args else 'sft'
     known = dict(base_model=base and base[0], datasets=data, language=[args['lang'].split('_')[0]], library_name='transformers',
@@ -103,7 +103,7 @@ def model_card(
         f"On {ends['after'].n} held-out questions of {dataset}, which it was not trained on; in brackets, 95 % intervals.", metrics_table(ends),
         *(['Other question sets, before and after:', forgetting_table({code(k): v for k,v in also.items()}).strip()] if (also := found.get('also')) else []),
         "## Intended use", intended_use(model, dataset, ends['after'], found.get('also')),
-        "## How to repeat the training", *repeat_lines(command, args), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
+        "## How to repeat the training", *repeat_lines(command, redact_args(about['args'] | done | dict(model=recorded_model(about)))), f"The weights then have the SHA-256 {code(found['model_sha256'])}, "
         f"on the same kind of processor. It was made on {code(about['started'][:10])} with {versions}; commit {code(about['commit'] or 'unknown')}."]) + '\n'
 
 # %% ../../nbs/integrations/00_hub.ipynb #b8e712f6

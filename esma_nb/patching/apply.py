@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 import torch
 from ..core.files import atomic_write,write_json
-from ..engines.models import check_model_folder
+from ..engines.saving import check_model_folder
 from ..evolution.noise import parallel_map
 from .tensors import Weights,create_safetensors,open_weights,read_header,sha256_weights,weight_files,write
 from .deltas import Delta,iter_slices

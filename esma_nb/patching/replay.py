@@ -9,7 +9,7 @@ __all__ = ['at_iteration', 'replay_run']
 from pathlib import Path
 from ..core.cli import command
 from ..core.files import read_lines
-from ..core.runs import read_about
+from ..core.runs import read_about,recorded_model
 
 # %% ../../nbs/patching/00_replay.ipynb #dcbb5dc5
 def at_iteration(
@@ -30,8 +30,9 @@ def at_iteration(
     t = len(journal) if iteration is None else iteration
     if not 0<=t<=len(journal):
         raise ValueError(f"there is no iteration {t} in {run}: its journal has 0 to {len(journal)}")
-    model,tokenizer = load_model(args['model'], 'float32', device)
-    if any(about.get(k) and about[k]!=v for k,v in identify_model(args['model']).items()): raise ValueError(f"{args['model']} has other weights than when the run began: "
+    name = recorded_model(about)
+    model,tokenizer = load_model(name, 'float32', device)
+    if any(about.get(k) and about[k]!=v for k,v in identify_model(name).items()): raise ValueError(f"{name} has other weights than when the run began: "
         "restore it; a relative path counts from the folder where the run was started")
     master = make_master_weights(model, dict(perturbation='full', rank=4, optimizer='sgd', momentum=.9, weight_decay=0.) | args)
     resume_weights(master, run/'checkpoints' if checkpoints else run/'none', journal[:t], print)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from ..core.files import read_json
 from ..core.manifests import sha256_file
-from ..engines.models import explain_load_error,find_model,hash_tensors,load_model,save_model
+from ..engines.models import explain_load_error,find_model,load_model
+from ..engines.saving import hash_tensors,save_model
 from ..evolution.noise import slices
 
 # %% ../../nbs/patching/01_tensors.ipynb #ee2abbbe
@@ -109,13 +110,13 @@ def find_weights(
     location = find_model(str(name))
     folder = Path(location['pretrained_model_name_or_path'])
     if 'gguf_file' in location: return convert_gguf(folder/location['gguf_file'])
-    return folder if folder.is_dir() else download_weights(str(name))
+    return folder if folder.is_dir() else download_weights(str(folder), location.get('revision'))
 
-def download_weights(name): # Part of `find_weights`
+def download_weights(hub_id, revision): # Part of `find_weights`
     from huggingface_hub import snapshot_download
     wanted = ['*.safetensors', '*.json', '*.txt', '*.model', '*.jinja']
-    try: return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=['*/*', 'consolidated*']))
-    except (OSError, ValueError) as e: raise ValueError(f"cannot load model {name!r}: {explain_load_error(e)}") from e
+    try: return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=['*/*', 'consolidated*']))
+    except (OSError, ValueError) as e: raise ValueError(f"cannot load model {hub_id!r}: {explain_load_error(e)}") from e
 
 def convert_gguf(path): # Convert a `.gguf` file to a folder of safetensors in the Hugging Face cache
     from huggingface_hub.constants import HF_HOME

@@ -84,7 +84,7 @@ def run_recipe(
     by, # The command, which the model card names
     make_examples, # As for `SFTTrainer`
     own:dict, # Options that only this command has
-    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id
+    model:str='demo', # `demo`, `smollm2`, a local folder, a `.gguf` file or a hub id, with `@REVISION` if need be
     dataset:str=None, # A set, or your own .jsonl, .json, .csv, .tsv, .parquet or .txt; default: demo for demo, else fictional_qa (sft) or trivia_qa (sft_meta)
     split:str=None, # Split to train on; default: train
     lang:str='en', # Language of questions and prompts

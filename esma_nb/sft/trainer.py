@@ -21,7 +21,8 @@ from ..core.files import append_lines,read_lines,write_lines
 from ..core.runs import read_metrics
 from ..datasets.rows import sample_rows
 from ..prompts.elicitation import get_claim
-from ..engines.models import check_not_quantized,fingerprint,pick_dtype,stored_tensors
+from ..engines.models import check_not_quantized,pick_dtype
+from ..engines.saving import fingerprint,stored_tensors
 from ..engines.encoding import context_length
 from ..engines.hf import hf_engine
 from ..evaluation.records import scores
