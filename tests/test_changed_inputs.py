@@ -1,6 +1,7 @@
 "What a run is made from changes between two starts: weights, questions, answers, the model it wrote. Nothing is mixed."
 import io,json,shutil
 from contextlib import redirect_stdout
+from functools import partial
 import pytest,torch
 from huggingface_hub import constants
 from esma_nb.core.files import read_json,write_json
@@ -101,3 +102,23 @@ def test_a_moved_branch_of_the_hub(tmp_path, monkeypatch):
     assert quietly(train, **command, model=f'me/tiny@{first}', num_iterations=3)['iterations']==3 and made['iterations']==2
     quietly(delta, f'me/tiny@{first}', f'me/tiny@{second}', str(tmp_path/'d.safetensors'))
     assert f'--model me/tiny@{first}' in (tmp_path/'run'/'model'/'README.md').read_text()
+
+def test_a_device_of_another_dtype(tmp_path, monkeypatch):
+    def runs_in(**able): monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: able, raising=False)
+    command = dict(ES, dtype='auto', output_dir=str(tmp_path/'run'))
+    runs_in()
+    quietly(train, **command, num_iterations=1)
+    runs_in(avx512_bf16=True)
+    with pytest.raises(ValueError, match='another dtype.*give --dtype float32,'): quietly(train, **command, num_iterations=2)
+    resumed = quietly(train, **command | dict(dtype='float32'), num_iterations=2)
+    assert resumed['model_sha256']==quietly(train, **ES, num_iterations=2, output_dir=str(tmp_path/'float32'))['model_sha256']
+    for name,again in dict(eval=partial(eval_model, num_samples=10, device='cpu'), sft=partial(sft, **SFT | dict(num_samples=12))).items():
+        again = partial(quietly, again, output_dir=str(tmp_path/name))
+        first = again()
+        about = read_json(tmp_path/name/'args.json')
+        assert about['compute_dtype']=='float32'
+        write_json(tmp_path/name/'args.json', about | dict(compute_dtype='bfloat16'))
+        if name=='sft': (tmp_path/name/'summary.json').unlink()
+        with pytest.raises(ValueError, match='another dtype.*give --dtype bfloat16,'): again()
+        write_json(tmp_path/name/'args.json', about)
+        assert again(dtype='float32').items()>=first.items()

@@ -96,9 +96,9 @@ def local_model(
     if args['engine']=='vllm': return vllm_model(args, protocol)
     from esma_nb.engines.encoding import check_chat_template
     from esma_nb.engines.hf import hf_engine
-    from esma_nb.engines.models import load_model
+    from esma_nb.engines.models import inference_dtype,load_model,pick_device
     from esma_nb.engines.prepack import pack
-    model,tokenizer = load_model(args['model'], args['dtype'], device)
+    model,tokenizer = load_model(args['model'], inference_dtype(args['dtype'], pick_device(device)), device)
     if args.get('chat', True): check_chat_template(tokenizer)
     parameters = dict(model.named_parameters()) | pack(model)
     options = {k: args[k] for k in ('enable_thinking', 'max_input_length', 'max_reasoning_tokens')}
@@ -133,12 +133,12 @@ def eval_model(
     if engine=='vllm': prepare_environment()
     check_engine(engine, device, tensor_parallel_size)
     plan = plan_evaluation(args | prompt_limits(args['preset'], args), 'eval')
-    from esma_nb.engines.models import identify_model
+    from esma_nb.engines.models import identify_model,inference_dtype,pick_device
     generate,device_name,_ = local_model(plan.args, plan.protocol, batch_size, device)
     if not plan.records.exists(): check_claim(generate, plan.rows, plan.claim, plan.match, plan.args['claim'])
     ask = plan.signals and partial(ask_signals, **plan.signals, agree=plan.agree, keep=plan.keep_samples)
     def work(bar): return evaluate_into(plan.records, generate, plan.rows, plan.claim, plan.match, batch_size, lambda done: bar.update(done-bar.n), ask)
-    with open_evaluation(plan, device=device_name, **identify_model(model)):
+    with open_evaluation(plan, device=device_name, compute_dtype=inference_dtype(dtype, pick_device(device)), **identify_model(model)):
         with_progress(plan.records, len(plan.rows), work)
         result = close_evaluation(plan)
     out = quote(f'./{plan.out}' if str(plan.out)[0]=='-' else str(plan.out))

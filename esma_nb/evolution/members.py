@@ -65,8 +65,8 @@ class MemberEvaluator:
     def __post_init__(self):
         a = self.args
         self.sample_token = token_sampler(training_protocol(a), self.model, a['seed'], 'vllm' if self.llm else 'hf')
-        dtype = compute_dtype(a['dtype'], self.model.device)
-        working = pick_dtype(dtype, self.model.device)
+        self.dtype = compute_dtype(a['dtype'], self.model.device)
+        working = pick_dtype(self.dtype, self.model.device)
         to_vllm = dict(sink=partial(vllm_weights, self.llm), written=partial(forget_prefixes, self.llm)) # vLLM caches prefixes
         self.master = make_master_weights(self.model, a, **(to_vllm if self.llm else dict(clone=working==torch.float32)))
         if not self.llm: cast_parameters(self.model, working)
@@ -74,7 +74,7 @@ class MemberEvaluator:
         self.set_up_vllm() if self.llm else self.set_up_engines()
         decoder = 'vLLM' if self.llm else type(decoder_for(self.model)).__name__
         if unused := unused_parts(self.model): self.log(f"not trained, because no text passes them: {', '.join(unused)}")
-        self.log(f"members compute in {dtype} with {decoder}, {self.parallel_members} at a time")
+        self.log(f"members compute in {self.dtype} with {decoder}, {self.parallel_members} at a time")
 
     @property
     def parallel_members(self)->int: # Members evaluated at the same time

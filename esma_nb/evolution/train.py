@@ -63,7 +63,7 @@ def prepare(args:dict, out:Path, group, log, task, dry_run=False): # An `ESTrain
     if dry_run:
         log(estimate_cost(run))
         return run
-    claim_folder(**identify_model(args['model']) if group.is_main else {})
+    claim_folder(compute_dtype=run.evaluator.dtype, **identify_model(args['model']) if group.is_main else {})
     group.barrier()
     return run
 
@@ -90,10 +90,9 @@ def estimate_cost(run)->str: # Text for the terminal
 
 def estimated_memory(run)->float: # Bytes
     "Memory for master weights, the working copies of parallel members, optimizer state and cached noise; vLLM's own is not in it."
-    from esma_nb.engines.models import compute_dtype
     a,weights,replicas = run.args,sum(w.nbytes for w in run.master.weights.values()),len(run.evaluator.replicas)
     copies,cache = dict(sgd=0, momentum=1, adam=2)[a['optimizer']] + bool(a['weight_decay']),a['noise_cache_gb']*1e9
-    working = 0 if run.llm else replicas * (.5 if compute_dtype(a['dtype'], run.model.device)=='bfloat16' else 1)
+    working = 0 if run.llm else replicas * (.5 if run.evaluator.dtype=='bfloat16' else 1)
     caches = a['perturbation']=='full' and cache>=replicas*weights
     return weights*(1+copies+working) + caches*min(cache, weights*a['population_size']//(1+a['mirrored']))
 

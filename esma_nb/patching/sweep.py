@@ -147,6 +147,7 @@ def sweep(
     max_input_length:int=None, # Longest prompt in tokens; longer questions are shortened; default: the model's limit, with vLLM at most 4,096, and 128 for preset paper
     **kwargs):
     "Evaluate a model with more and more of its changes applied; the same command again resumes an interrupted sweep."
+    from esma_nb.engines.models import inference_dtype,pick_device
     from esma_nb.patching.tensors import open_weights
     todo,protocol = points_from_args(p, rules, seeds),training_protocol(kwargs)
     batch_size,device = kwargs.pop('batch_size'),kwargs.pop('device')
@@ -166,7 +167,8 @@ def sweep(
     else: generate,_,parameters = local_model(here, protocol, batch_size, device)
     check_names(parameters, before)
     check_claim(generate, questions, elicit, graders[protocol['matcher']], args['claim'])
-    delta = open_sweep(out, before, tuned, args, counts=counts, protocol=protocol) # Nothing is written before all of that went well
+    computes_in = inference_dtype(args['dtype'], pick_device(device))
+    delta = open_sweep(out, before, tuned, args, counts=counts, protocol=protocol, compute_dtype=computes_in) # Nothing is written before all of that went well
     print(f"{args['dataset']}: {describe(counts)}; {len(todo)} models; records in {out}")
     total = len(questions)
     todo |= finished_points(out/'records', total)

@@ -58,7 +58,7 @@ def prepare(args:dict, out:Path, make_examples, group, log): # A `SFTTrainer`, o
     sft_trainer = SFTTrainer(args, out, *load(args, group), rows, eval_rows, make_examples, group, log)
     longest = max(rows, key=lambda r: len(r['question'])+len(r['answers'][0]))
     for pair in sft_trainer.pairs(longest, True): sft_trainer.example(pair)
-    create_run_folder(**identify_model(args['model']) if group.is_main else {})
+    create_run_folder(compute_dtype=sft_trainer.dtype, **identify_model(args['model']) if group.is_main else {})
     group.barrier()
     return sft_trainer
 

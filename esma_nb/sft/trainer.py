@@ -56,8 +56,8 @@ class SFTTrainer:
         self.model.requires_grad_(True)
         options = dict(lr=a['learning_rate'], weight_decay=a['weight_decay'])
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
-        rounded = pick_dtype(a['dtype'], device)==torch.bfloat16
-        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=rounded)
+        self.dtype = str(pick_dtype(a['dtype'], device)).partition('.')[2]
+        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=self.dtype=='bfloat16')
         self.generate = hf_engine(self.model, self.tokenizer, 2*a['eval_batch_size'], a['max_input_length'])
         self.train_eval_rows = sample_rows(self.rows, min(len(self.rows), len(self.eval_rows)), a['seed'])
         self.total = a['num_epochs']*ceil(len(self.rows)/a['batch_size'])
