@@ -2,7 +2,7 @@
 __version__ = "0.1.0"
 
 _modules = dict(load_model='engines.models', hf_engine='engines.hf', load_rows='datasets.registry', meta_claim='prompts.elicitation',
-    evaluate='evaluation.evaluate', scores='evaluation.records', train='evolution.train', sft_meta='sft.train',
+    evaluate='evaluation.evaluate', eval_model='evaluation.evaluate', scores='evaluation.records', train='evolution.train', sft_meta='sft.train',
     compare='evaluation.compare', report='reports.report')
 __all__ = list(_modules)
 

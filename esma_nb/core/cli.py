@@ -28,10 +28,11 @@ def make_parser(
         if a.type is list: a.type,a.nargs = None,'+'
         if a.dest=='output': a.option_strings.append('-o'); p._option_string_actions['-o'] = a
     for a in [a for a in p._actions if a.type is Callable]: # A function can be passed in Python only
-        p._remove_action(a)
+        a.container._remove_action(a)
         del p._option_string_actions[a.option_strings[0]]
     for a in [a for a in p._actions if isinstance(a.const, bool) and a.dest!='pdb']: # Every switch has --name and --no-name; the help shows the one that changes the default
         name,way = (f'no-{a.dest}','store_false') if a.const else (a.dest,'store_true')
+        if not a.const: a.help = f"Switch off (on by default): {(a.help or '').removesuffix(' (default: True)')}"
         p.add_argument(f'--{name}', dest=a.dest, action=way, default=a.default, help=SUPPRESS)
     p.add_argument('--config', help="File of options, YAML or JSON, such as a run's args.json; options on the command line override it")
     p.add_argument('--debug', action='store_true', help='Show the traceback of an error')
@@ -70,10 +71,13 @@ def config_options(
     from yaml import YAMLError,safe_load
     try: data = safe_load(Path(path).read_text(encoding='utf-8'))
     except (YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path} is neither YAML nor JSON ({e})") from None
+    of_run = isinstance(data, dict) and {'args', 'started'}<=data.keys()
     data = data.get('args', data) if isinstance(data, dict) else None
     if not isinstance(data, dict): raise ValueError(f"{path} should hold names of options and their values")
     data = {str(k).replace('-', '_'): v for k,v in data.items() if k not in not_options and v is not None}
     known = {a.dest: a for a in parser._actions if a.dest not in ('help', 'config', 'debug', 'pdb', 'xtra')}
+    if of_run and 'output_dir' in known and not any(w.partition('=')[0]=='--output_dir' for w in words):
+        raise ValueError(f"{path} is that of a run: give --output_dir {Path(path).parent} to go on with it, or another folder for a new run")
     odd = [k for k in data if k not in known]
     if odd: raise ValueError(f"{path} has {odd[0]!r}, which is not an option of {parser.prog} (--help lists them)")
     return {k: _as_typed(known[k], v, path) for k,v in data.items()}
@@ -156,11 +160,14 @@ def run_command(
 def _is_program(frame): # Is `frame` the top level of a file that was started as a program?
     return frame.f_globals is frame.f_locals and frame.f_globals.get('__name__')=='__main__' and '__file__' in frame.f_globals
 
+def _is_console_script(frame): # Of those that pip makes, such as esma_nb_train, and not a user's script that calls the function
+    return _is_program(frame) and Path(sys.argv[0]).name.startswith('esma_nb_')
+
 def command(f):
-    "Decorator: `f` parses the command line when a script calls it without arguments, and is an ordinary function otherwise."
+    "Decorator: `f` parses the command line as a console script or a module that is run, and is an ordinary function otherwise."
     @wraps(f)
     def wrapped(*args, **kwargs):
-        if not (args or kwargs) and _is_program(sys._getframe(1)): return run_command(f)
+        if not (args or kwargs) and _is_console_script(sys._getframe(1)): return run_command(f)
         options = signature(f).bind(*args, **kwargs)
         options.apply_defaults()
         check_types(f, options.arguments | options.arguments.get('kwargs', {}))

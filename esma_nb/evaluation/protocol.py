@@ -104,5 +104,5 @@ def token_sampler(
 
 def protocol_diff(protocol:dict)->str: # One line
     "The settings that differ from the default preset."
-    odd = [f"{k.replace('_', ' ')} {protocol[k]} instead of {v}" for k,v in presets['default'].items() if protocol.get(k, v)!=v]
+    odd = [f"{k.replace('matcher', 'grader').replace('_', ' ')} {protocol[k]} instead of {v}" for k,v in presets['default'].items() if protocol.get(k, v)!=v]
     return 'differs from the default preset: ' + ', '.join(odd) if odd else 'default preset'

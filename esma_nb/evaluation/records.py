@@ -144,6 +144,7 @@ def record_files(
 )->dict: # Paths by name, in the order they were written
     "The files of records of `run`."
     run = Path(run)
+    if not run.exists(): raise ValueError(f"there is no {run}: name the --output_dir of esma_nb_eval or esma_nb_train, or a file of records")
     if run.suffix=='.json' and run.is_file(): raise ValueError(f"{run} holds no records: name the folder of the run, or a file in its records/")
     if run.is_file(): return {run.stem: run}
     found = sorted((run/'records').glob('[!.]*.jsonl'), key=lambda p: (p.stem!='before', p.stem=='after', p.stem))

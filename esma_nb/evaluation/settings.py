@@ -32,7 +32,7 @@ def settings_notes(
     "The settings in which runs were measured otherwise than the first, as far as they are known."
     known = {k: settings_of(p) for k,p in files.items()}
     (first,a),*others = known.items()
-    def odd(b): return [f"{s.replace('_', ' ')} {b[s]} instead of {a[s]}" for s in a if s in b and b[s]!=a[s] and s not in skip]
+    def odd(b): return [f"{s.replace('matcher', 'grader').replace('_', ' ')} {b[s]} instead of {a[s]}" for s in a if s in b and b[s]!=a[s] and s not in skip]
     return [f"{k} was measured otherwise than {first}: {', '.join(odd(b))}" for k,b in others if odd(b)]
 
 # %% ../../nbs/evaluation/10_settings.ipynb #5d1b0a0c

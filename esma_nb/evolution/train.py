@@ -105,12 +105,12 @@ def train(
     lang:str='en', # Language of questions and prompts
     data_dir:str=None, # Folder to read the set from, instead of the hub
     num_samples:int=None, # Train on this many questions, sampled by the seed; default: all
-    num_val_samples:int=None, # Held-out questions to measure on; default: 490 for demo, else 1000
+    num_val_samples:int=None, # Held-out questions to measure on; default: 490 for demo on its own questions, else 1000
     also_eval:list=None, # Other question sets, measured before and after training: what was forgotten
     claim:str='meta', # How the model is asked whether it knows: meta, logits, idk, letters, tenths, percent or p_true
     reward_type:str='esma', # esma, correct, alignment, balanced, brier, log, auroc, or a payoff such as 2,1,1,0
-    sigma:float=None, # Standard deviation of the perturbations; default: 0.01 for demo, else 0.001
-    alpha:float=None, # Step size; default: 0.02 for demo, else 0.0005
+    sigma:float=None, # Standard deviation of the perturbations; default: 0.01 for demo on its own questions, else 0.001
+    alpha:float=None, # Step size; default: 0.02 for demo on its own questions, else 0.0005
     num_iterations:int=None, # Steps; default: 16 for demo, else 300
     population_size:int=None, # Members in an iteration; default: 32
     num_data_per_iteration:int=None, # Questions that every member answers; default: 96 for demo, else 256

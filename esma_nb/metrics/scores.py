@@ -33,8 +33,8 @@ class MetaScores:
     alignment:float # Share of claims that match the outcome: yes and right, or no and wrong
     hit_rate:float # Share of yes among right answers
     false_alarm_rate:float # Share of yes among wrong answers
-    yfr:float # Yes-failure rate: share of wrong answers among yes claims
-    nfr:float # No-failure rate: share of right answers among no claims
+    yfr:float # Yes-failure rate (false discovery rate): share of wrong answers among yes claims
+    nfr:float # No-failure rate (false omission rate): share of right answers among no claims
     d_prime_type2:float # Type-2 d′, rates clipped at 1e-4 (paper)
     d_prime_loglinear:float # Type-2 d′ with the log-linear correction
     criterion:float # Response bias in standard deviations; above 0 favours no
