@@ -127,6 +127,7 @@ def test_other_sets_and_the_idk_prompt(tmp_path, monkeypatch):
     assert [*rows]==['accuracy_freebase_qa', 'answered_idk', 'd_prime_idk'] and {r['arm'] for r in rows.values()}=={'auroc'}
     assert rows['accuracy_freebase_qa']['mean']==pytest.approx(-40/500) and rows['accuracy_freebase_qa']['ci'][1]<0
     assert rows['answered_idk']['mean']==pytest.approx(sum(share)/500-.5) and rows['d_prime_idk']['ci'][0]>2 and rows['d_prime_idk']['flags']
+    assert {r['outcome']: r['value'] for r in evidence.other_base_rows()}.items()>=dict(accuracy_freebase_qa=sum(share)/500, answered_idk=.5).items()
     assert [(r['run'], r['verdict']) for r in evidence.tracking_rows()]==[('base', 'both'), ('auroc-1', 'accuracy')]
     assert evidence.complete('auroc')==[] and evidence.complete('auroc', ('idk',))==[1, 2, 3]
 

@@ -209,6 +209,12 @@ others = { # Those added to the plan on 28 November. Name: setting, and measure;
 def other_rows()->list:
     return [arm_row(arm, name, measure, as_they_are, questions=(setting,)) for name,(setting,measure) in others.items() if is_kept(f'base-{setting}') for arm in finished((setting,))]
 
+def other_base_rows()->list: # The untrained model in the same settings
+    def row(name, setting, measure):
+        found = scores(records(f'base-{setting}'))
+        return dict(outcome=name, n=found.n, value=getattr(found, measure), ci=getattr(found, f'{measure}_ci'), flags=found.flags if name.startswith('d_prime') else [])
+    return [row(name, *how) for name,how in others.items() if is_kept(f'base-{how[0]}')]
+
 def tracking_rows()->list: # Does the log-odds go with being right, or with consistency?
     def row(run):
         t = tracking(*zip(*((r.correct, r.log_odds, r.signals['consistency']) for r in records(f'{run}-consistency'))))
@@ -258,7 +264,7 @@ def of_noise()->dict: # AUROC of the arm with rademacher noise less that of the 
     except ValueError: return None
     return dict(mean=d.mean, ci=d.ci, each=d.each)
 
-def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), findings=findings(rows), against=against(rows), heldout=heldout_rows(), others=other_rows(), tracking=tracking_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
+def found()->dict: return dict(base=base_rows(), arms=(rows := arm_rows()), findings=findings(rows), against=against(rows), heldout=heldout_rows(), others=other_rows(), others_base=other_base_rows(), tracking=tracking_rows(), rademacher_less_gaussian=of_noise(), miniature=miniature())
 
 def shown(mean, ci): return '–' if mean is None else f'{mean:+.3f} [{ci[0]:+.3f}, {ci[1]:+.3f}]'
 
