@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 import psutil,pytest
 from esma_nb.core.files import read_json,read_lines
+from esma_nb.engines.models import load_model
+from esma_nb.engines.saving import save_model
 
 pytestmark = pytest.mark.skipif(not find_spec('vllm'), reason='vllm is not installed')
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +78,25 @@ def test_another_engine_goes_on_in_float32_only(hf, tmp_path):
     run('evolution.train', *small, '--output_dir', tmp_path/'other')
     p = run('evolution.train', '--engine', 'vllm', '--dtype', 'bfloat16', *SMALL, '--output_dir', tmp_path/'other', ok=False)
     assert p.returncode==2 and "engine='hf' (now 'vllm')" in p.stderr
+
+def test_a_revision_of_the_hub(tmp_path, monkeypatch):
+    "Both engines read the commit that is named, and not the branch."
+    monkeypatch.setitem(ENV, 'HF_HOME', str(tmp_path))
+    repository = tmp_path/'hub'/'models--me--tiny'
+    for commit,factor in dict(a=1., b=1.3).items():
+        model,tokenizer = load_model('demo', 'float32', 'cpu')
+        for p in model.parameters():
+            if p.ndim==1: p.mul_(factor)
+        save_model(model, tokenizer, repository/'snapshots'/(40*commit))
+    (repository/'refs').mkdir()
+    (repository/'refs'/'main').write_text(40*'a')
+    def log_odds(name, model, *more):
+        run('evaluation.evaluate', '--model', model, '--num_samples', 20, '--dtype', 'float32', '--output_dir', tmp_path/name, *more)
+        return read_json(tmp_path/name/'args.json')['model_commit'],[l['log_odds'] for l in read_lines(tmp_path/name/'records'/'meta.jsonl')]
+    named = log_odds('vllm', f"me/tiny@{40*'b'}", '--engine', 'vllm', '--enforce_eager')
+    commit,expected = log_odds('hf', f"me/tiny@{40*'b'}")
+    assert named==(40*'b', pytest.approx(expected, abs=1e-3)) and commit==40*'b'
+    assert log_odds('main', 'me/tiny')[1]!=pytest.approx(expected, abs=.1)
 
 def test_evaluation(tmp_path):
     for engine in ('hf', 'vllm'): run('evaluation.evaluate', '--engine', engine, '--num_samples', 100, '--dtype', 'float32', '--output_dir', tmp_path/engine)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Comparison', 'compare_runs', 'answers_notes', 'tracked', 'flagged', 'dprime_warning', 'difference_table',
            'format_comparison', 'shared_lines', 'tracking_lines', 'worth_lines', 'forgetting_table', 'files_by_name',
-           'last_record_file', 'select_files', 'own_runs', 'model_of', 'csv_rows', 'write_csv', 'compare']
+           'last_record_file', 'select_files', 'csv_rows', 'write_csv', 'compare']
 
 # %% ../../nbs/evaluation/11_compare.ipynb #90f76895
 import csv as comma
@@ -14,13 +14,13 @@ from pathlib import Path
 from ..metrics.scores import auroc_first,bracket_flagged,dagger_note,label,markdown_table
 from ..core.cli import command
 from ..core.files import atomic_write,write_json
-from ..core.runs import check_output_path,read_about,recorded_model
+from ..core.runs import check_output_path
 from ..core.redaction import distinct_names
-from .records import columns,format_value,load_records,record_files,run_folder
+from .records import columns,format_value,load_records,record_files
 from .protocol import lookup,matchers,rematch
 from .paired import differences,join_records,mcnemar,measures
 from .controls import control_table,controls
-from .settings import check_wordings,settings_notes
+from .settings import check_wordings,own_runs,settings_notes
 from .recalibration import worth_of_training,worth_verdict
 from ..signals.tracking import tracking,tracking_verdict
 
@@ -165,21 +165,6 @@ def select_files(runs:list)->dict: # The files to compare, by name
     files = record_files(*runs)
     if len(files)<2: raise ValueError(f"{runs[0]} holds one file of records: name a second run to compare it with")
     return {k: files[k] for k in ('before', list(files)[-1])} if 'before' in files else files
-
-def own_runs(
-    files:dict, # Files of records by name, as from `select_files`
-)->list: # Names
-    "The runs of the last run's model: those in its folder, and evaluations of the same model."
-    def belong(path, own): return {run_folder(path), model_of(path)} & ({run_folder(own), model_of(own)} - {None})
-    *others,last = files
-    return [k for k in others if belong(files[k], files[last])]
-
-def model_of(path)->tuple: # Hash of the weights, or name, revision and address; None where it is not known
-    "Which model gave the records: a trained model has no name but its run's."
-    about = read_about(folder) if (folder := run_folder(path)) else {}
-    args = about.get('args', {})
-    if not args.get('model') or 'num_val_samples' in args and Path(path).stem!='before': return None
-    return about.get('weights_sha256'), recorded_model(about)*(not about.get('weights_sha256')), args.get('base_url')
 
 # %% ../../nbs/evaluation/11_compare.ipynb #0f7188f7
 def csv_rows(c:Comparison)->list: # Dicts: one a run and measure, then one a control and measure

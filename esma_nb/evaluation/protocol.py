@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['presets', 'matchers', 'graders', 'readings', 'decoding_modes', 'ungraded', 'lookup', 'check_grader',
            'resolve_protocol', 'training_protocol', 'prompt_limits', 'has_answer', 'rematch', 'build_claim',
-           'token_sampler', 'protocol_diff']
+           'token_sampler', 'settings_that_differ', 'protocol_diff']
 
 # %% ../../nbs/evaluation/01_protocol.ipynb #68102177
 from functools import partial
@@ -102,7 +102,10 @@ def token_sampler(
     if engine=='vllm': return partial(sampling_options, model, seed) if is_own else None
     return sampling_from_config(model, seed) if is_own else greedy
 
+def settings_that_differ(first:dict, second:dict, names)->list: # Such as `grader exact instead of words`; the setting is `matcher` in files
+    return [f"{k.replace('matcher', 'grader').replace('_', ' ')} {second[k]} instead of {first[k]}" for k in names if k in second and second[k]!=first[k]]
+
 def protocol_diff(protocol:dict)->str: # One line
     "The settings that differ from the default preset."
-    odd = [f"{k.replace('matcher', 'grader').replace('_', ' ')} {protocol[k]} instead of {v}" for k,v in presets['default'].items() if protocol.get(k, v)!=v]
+    odd = settings_that_differ(presets['default'], protocol, presets['default'])
     return 'differs from the default preset: ' + ', '.join(odd) if odd else 'default preset'
